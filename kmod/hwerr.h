@@ -1,0 +1,130 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * What the parts of hwerr.ko know of each other.
+ *
+ *	source_*.c --> draft (record.c) --> owners.c --> ring.c --> chardev.c
+ *
+ * A source fills a draft from its notifier or tracepoint and submits it.
+ * hwerr_submit() resolves owners at once where the context allows (task
+ * context, interrupts on), else from a work item, and pushes the record.
+ */
+#ifndef _HWERR_H
+#define _HWERR_H
+
+#include <linux/types.h>
+#include <linux/list.h>
+#include <linux/poll.h>
+
+#include "uapi/hwerr.h"
+
+#define HWERR_NO_ID		0
+
+struct pci_dev;
+
+/**
+ * struct hwerr_draft - a record while it is made
+ * @node: in the free list or the queue of record.c; guarded by its lock
+ * @ident: what makes two corrected errors "the same"; 0: never coalesced
+ * @phys_addr: range to find the owners of, if @phys_len is not zero
+ * @phys_len: bytes
+ * @pdev: device to find the holders of; a reference, put with the draft
+ * @link_window: look for an earlier record of the same page
+ * @rec: the record; infos follow in @buf
+ * @buf: room of the record
+ *
+ * A draft belongs to one context at a time; nothing in it needs a lock.
+ */
+struct hwerr_draft {
+	struct list_head node;
+	u64 ident;
+	u64 phys_addr;
+	u64 phys_len;
+	struct pci_dev *pdev;
+	bool no_link;
+	union {
+		struct hwerr_record rec;
+		u8 buf[HWERR_RECORD_MAX];
+	} __aligned(8);
+};
+
+/* record.c: any context but NMI */
+
+/* A zeroed draft stamped with time and CPU, or NULL, which is counted as a loss. */
+struct hwerr_draft *hwerr_draft_get(u8 source, u8 severity);
+/* Gives up a draft that shall not be submitted. */
+void hwerr_draft_put(struct hwerr_draft *d);
+/*
+ * Appends a zeroed info of @len bytes (rounded up to eight, head included) and
+ * returns it with its head filled; NULL and HWERR_F_INFO_TRUNCATED if it does
+ * not fit. Never called for a second info of a kind that may occur once.
+ */
+void *hwerr_draft_info(struct hwerr_draft *d, u16 type, size_t len);
+/* Appends a TEXT info, cut at what fits; a NULL or empty @fmt result adds none. */
+__printf(2, 3) void hwerr_draft_text(struct hwerr_draft *d, const char *fmt, ...);
+/* Finds the first info of @type, or NULL. */
+void *hwerr_record_find(struct hwerr_record *rec, u16 type);
+/* Appends a MEMORY info, and has the owners of the range looked up. */
+struct hwerr_info_memory *hwerr_draft_memory(struct hwerr_draft *d, u64 addr, u64 len);
+/* Consumes @d: owners, link, coalesce, push, wake. */
+void hwerr_submit(struct hwerr_draft *d);
+/* Identity of a corrected error from up to four numbers; never 0. */
+u64 hwerr_ident(u8 source, u64 a, u64 b, u64 c, u64 d);
+
+int hwerr_record_init(void);
+void hwerr_record_exit(void);
+/* Waits until every draft submitted so far is in its ring. */
+void hwerr_record_flush(void);
+
+/*
+ * owners.c: task context, may be with preemption off, never sleeps unless
+ * preemptible() at entry. Appends GUEST and TASK infos to @d for every process
+ * that maps part of @d->phys_addr, and for holders of @d->pdev; sets
+ * HWERR_F_OWNERS_UNKNOWN and HWERR_F_OWNERS_TRUNCATED; fills resolve_ns.
+ */
+void hwerr_owners_resolve(struct hwerr_draft *d);
+int hwerr_owners_init(void);
+void hwerr_owners_exit(void);
+
+/* chardev.c */
+int hwerr_chardev_init(void);
+void hwerr_chardev_exit(void);
+/* Checks records from user space: 0 or -EINVAL. Pure. */
+int hwerr_record_check(const void *buf, size_t len);
+
+/*
+ * Sources. Each init returns 0 or the reason why the source is absent, which
+ * does not keep the module from loading; exit is called for those that
+ * returned 0, and waits until no callback runs.
+ */
+struct hwerr_source_ops {
+	const char *name;
+	u64 sources;		/* bits of enum hwerr_source it feeds */
+	int (*init)(void);
+	void (*exit)(void);
+	/* Reports what the kernel still holds from before; task context, may sleep. */
+	void (*earlier)(void);
+};
+
+extern const struct hwerr_source_ops hwerr_source_mce;
+extern const struct hwerr_source_ops hwerr_source_aer;
+extern const struct hwerr_source_ops hwerr_source_edac;
+extern const struct hwerr_source_ops hwerr_source_memfail;
+extern const struct hwerr_source_ops hwerr_source_cper;
+
+/* Bits of the sources attached now. */
+u64 hwerr_sources_attached(void);
+
+/*
+ * tracepoint.c: a tracepoint by name, exported or not. @probe gets (void *data,
+ * TP_PROTO...). Several sources share one lookup.
+ */
+struct tracepoint;
+struct hwerr_tp {
+	const char *name;
+	void *probe;
+	struct tracepoint *tp;	/* NULL while not attached */
+};
+int hwerr_tp_attach(struct hwerr_tp *t);	/* -ENOENT: this kernel has none */
+void hwerr_tp_detach(struct hwerr_tp *t);
+
+#endif /* _HWERR_H */
