@@ -28,7 +28,7 @@ struct pci_dev;
  * @phys_addr: range to find the owners of, if @phys_len is not zero
  * @phys_len: bytes
  * @pdev: device to find the holders of; a reference, put with the draft
- * @link_window: look for an earlier record of the same page
+ * @no_link: do not look for an earlier record of the same page
  * @rec: the record; infos follow in @buf
  * @buf: room of the record
  *
@@ -111,6 +111,8 @@ extern const struct hwerr_source_ops hwerr_source_edac;
 extern const struct hwerr_source_ops hwerr_source_memfail;
 extern const struct hwerr_source_ops hwerr_source_cper;
 
+/* True once the module goes: long walks in earlier() end. */
+bool hwerr_exiting(void);
 /* Bits of the sources attached now. */
 u64 hwerr_sources_attached(void);
 

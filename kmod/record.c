@@ -1,0 +1,486 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * From a source's draft to a record in a ring.
+ *
+ * Sources report from hard interrupts, threaded interrupts, work items and
+ * system calls. None of them may wait for us, so drafts come from a fixed pool,
+ * and what cannot be done in the caller's context (finding owners from an
+ * interrupt) goes to a work item. When the pool is empty the error is counted
+ * as a loss that every reader is told of: nothing is dropped in silence.
+ *
+ * Three small tables, each under one raw lock and bounded:
+ *   pool      free drafts, and those queued for the work item
+ *   recent    corrected errors of the last second, for coalescing
+ *   linked    pages hit within the last seconds, to link sources
+ */
+#include <linux/kernel.h>
+#include <linux/ktime.h>
+#include <linux/pci.h>
+#include <linux/preempt.h>
+#include <linux/sched.h>
+#include <linux/siphash.h>
+#include <linux/slab.h>
+#include <linux/random.h>
+#include <linux/vmalloc.h>
+#include <linux/workqueue.h>
+
+#include "hwerr.h"
+#include "record.h"
+#include "ring.h"
+
+#define POOL_DRAFTS	64
+#define RECENT_ERRORS	32
+#define LINKED_PAGES	64
+#define COALESCE_NS	NSEC_PER_SEC
+#define LINK_NS		(10ULL * NSEC_PER_SEC)
+
+static struct {
+	raw_spinlock_t lock;		/* guards the lists */
+	struct list_head free;
+	struct list_head queue;
+	struct hwerr_draft *drafts;	/* constant */
+} pool;
+
+/**
+ * struct hwerr_recent - a corrected error that may repeat
+ * @ident: which; 0 if the entry is free
+ * @until: end of its window, CLOCK_MONOTONIC
+ * @pending: repetitions within the window
+ * @mono_ns: time of the last
+ * @real_ns: likewise
+ * @id: seq of the first record, 0 until that is in the ring
+ * @rec: that record, its infos following in @buf
+ * @buf: room of the record
+ */
+struct hwerr_recent {
+	u64 ident;
+	u64 until;
+	u32 pending;
+	u64 mono_ns;
+	u64 real_ns;
+	u64 id;
+	union {
+		struct hwerr_record rec;
+		u8 buf[HWERR_RECORD_MAX];
+	} __aligned(8);
+};
+
+static struct {
+	raw_spinlock_t lock;		/* guards all entries */
+	struct hwerr_recent *entry;	/* the array: constant */
+} recent;
+
+static struct {
+	raw_spinlock_t lock;		/* guards the entries */
+	struct {
+		u64 pfn;
+		u64 id;
+		u64 mono_ns;
+		u32 sources;		/* that reported it, bits */
+	} entry[LINKED_PAGES];
+	unsigned int next;
+} linked;
+
+static struct workqueue_struct *hwerr_wq;
+static siphash_key_t ident_key;
+
+static void queue_fn(struct work_struct *work);
+static void recent_fn(struct work_struct *work);
+static DECLARE_WORK(queue_work_item, queue_fn);
+static DECLARE_DELAYED_WORK(recent_work, recent_fn);
+
+u64 hwerr_ident(u8 source, u64 a, u64 b, u64 c, u64 d)
+{
+	u64 v[] = { source, a, b, c, d };
+
+	return siphash(v, sizeof(v), &ident_key) | 1;
+}
+
+static struct hwerr_draft *pool_get(void)
+{
+	struct hwerr_draft *d;
+	unsigned long flags;
+
+	raw_spin_lock_irqsave(&pool.lock, flags);
+	d = list_first_entry_or_null(&pool.free, struct hwerr_draft, node);
+	if (d)
+		list_del(&d->node);
+	raw_spin_unlock_irqrestore(&pool.lock, flags);
+	return d;
+}
+
+struct hwerr_draft *hwerr_draft_get(u8 source, u8 severity)
+{
+	struct hwerr_draft *d = pool_get();
+
+	if (!d) {
+		hwerr_ring_drop(severity, source);
+		return NULL;
+	}
+	memset(d, 0, sizeof(*d));
+	d->rec.len = sizeof(d->rec);
+	d->rec.hdr_len = sizeof(d->rec);
+	d->rec.version = HWERR_ABI_VERSION;
+	d->rec.source = source;
+	d->rec.severity = severity;
+	d->rec.count = 1;
+	d->rec.cpu = raw_smp_processor_id();
+	d->rec.time_mono_ns = ktime_get_ns();
+	d->rec.time_real_ns = ktime_get_real_ns();
+	return d;
+}
+
+void hwerr_draft_put(struct hwerr_draft *d)
+{
+	unsigned long flags;
+
+	/* Never the last reference: the device is bound or being reported. */
+	pci_dev_put(d->pdev);
+	d->pdev = NULL;
+	raw_spin_lock_irqsave(&pool.lock, flags);
+	list_add(&d->node, &pool.free);
+	raw_spin_unlock_irqrestore(&pool.lock, flags);
+}
+
+void *hwerr_draft_info(struct hwerr_draft *d, u16 type, size_t len)
+{
+	size_t room = sizeof(d->buf) - d->rec.len;
+	struct hwerr_info *info;
+
+	len = ALIGN(len, 8);
+	if (len > room) {
+		d->rec.flags |= HWERR_F_INFO_TRUNCATED;
+		return NULL;
+	}
+	info = (void *)d->buf + d->rec.len;
+	info->len = len;
+	info->type = type;
+	d->rec.len += len;
+	return info;
+}
+
+void hwerr_draft_text(struct hwerr_draft *d, const char *fmt, ...)
+{
+	char line[256];
+	struct hwerr_info_text *t;
+	va_list args;
+	int n;
+
+	va_start(args, fmt);
+	n = vscnprintf(line, sizeof(line), fmt, args);
+	va_end(args);
+	if (!n)
+		return;
+	t = hwerr_draft_info(d, HWERR_INFO_TEXT, sizeof(*t) + n + 1);
+	if (t)
+		memcpy(t->text, line, n);
+}
+
+void *hwerr_record_find(struct hwerr_record *rec, u16 type)
+{
+	void *end = (void *)rec + rec->len;
+	struct hwerr_info *info;
+
+	for (info = (void *)rec + rec->hdr_len; (void *)info < end;
+	     info = (void *)info + info->len)
+		if (info->type == type)
+			return info;
+	return NULL;
+}
+
+struct hwerr_info_memory *hwerr_draft_memory(struct hwerr_draft *d, u64 addr, u64 len)
+{
+	struct hwerr_info_memory *m;
+
+	m = hwerr_draft_info(d, HWERR_INFO_MEMORY, sizeof(*m));
+	if (!m)
+		return NULL;
+	m->phys_addr = addr;
+	m->phys_len = len;
+	m->mf_type = -1;
+	m->mf_result = -1;
+	d->phys_addr = addr;
+	d->phys_len = len;
+	return m;
+}
+
+/*
+ * If this corrected error is one of the last second, counts it there and
+ * returns true. Else makes an entry for it, if there is room, so that the next
+ * finds it: *@entry, to be completed by recent_first().
+ */
+static bool recent_repeats(struct hwerr_record *rec, u64 ident, struct hwerr_recent **entry)
+{
+	u64 now = ktime_get_ns();
+	struct hwerr_recent *e, *room = NULL;
+	unsigned long flags;
+	bool repeats = false;
+	bool arm = false;
+	u32 n = rec->count;
+
+	*entry = NULL;
+	raw_spin_lock_irqsave(&recent.lock, flags);
+	for (e = recent.entry; e < recent.entry + RECENT_ERRORS; e++) {
+		if (e->ident && !e->pending && e->until <= now)
+			e->ident = 0;
+		if (e->ident == ident) {
+			repeats = true;
+			break;
+		}
+		if (!e->ident && !room)
+			room = e;
+	}
+	if (repeats) {
+		arm = !e->pending;
+		e->pending += n;
+		e->mono_ns = rec->time_mono_ns;
+		e->real_ns = rec->time_real_ns;
+	} else if (room) {
+		room->ident = ident;
+		room->until = now + COALESCE_NS;
+		room->pending = 0;
+		room->id = 0;
+		*entry = room;
+	}
+	raw_spin_unlock_irqrestore(&recent.lock, flags);
+
+	if (repeats)
+		hwerr_ring_coalesced(rec->severity, rec->source, n);
+	if (arm)
+		queue_delayed_work(hwerr_wq, &recent_work,
+				   nsecs_to_jiffies(COALESCE_NS) + 1);
+	return repeats;
+}
+
+/*
+ * The entry cannot have been reused: it is free only after its window, and with
+ * @id 0 the work item leaves it alone. A first record that takes longer than
+ * the window to get here finds another @ident, and completes nothing.
+ */
+static void recent_first(struct hwerr_recent *e, u64 ident, struct hwerr_record *rec)
+{
+	unsigned long flags;
+
+	raw_spin_lock_irqsave(&recent.lock, flags);
+	if (e->ident == ident && !e->id) {
+		e->id = rec->id;
+		memcpy(e->buf, rec, rec->len);
+	}
+	raw_spin_unlock_irqrestore(&recent.lock, flags);
+}
+
+/* Tells the repetitions of every window that is over; process context. */
+static void recent_fn(struct work_struct *work)
+{
+	struct hwerr_draft *d = pool_get();
+	bool again = false;
+	int i;
+
+	for (i = 0; i < RECENT_ERRORS; i++) {
+		struct hwerr_recent *e = &recent.entry[i];
+		u64 now = ktime_get_ns();
+		bool due;
+
+		raw_spin_lock_irq(&recent.lock);
+		due = d && e->ident && e->pending && e->id && e->until <= now;
+		if (due) {
+			memcpy(d->buf, e->buf, e->rec.len);
+			d->rec.count = e->pending;
+			d->rec.id = e->id;
+			d->rec.time_mono_ns = e->mono_ns;
+			d->rec.time_real_ns = e->real_ns;
+			d->rec.flags |= HWERR_F_COALESCED;
+			d->rec.flags &= ~HWERR_F_LINKED;
+			e->pending = 0;
+			e->until = now + COALESCE_NS;
+		}
+		again |= e->ident && e->pending;
+		raw_spin_unlock_irq(&recent.lock);
+		if (due)
+			hwerr_ring_push(&d->rec, false);
+	}
+	if (d) {
+		d->pdev = NULL;
+		hwerr_draft_put(d);
+	}
+	if (again)
+		queue_delayed_work(hwerr_wq, &recent_work, HZ / 10);
+}
+
+/*
+ * Looks for an earlier record of the same page by another source, and sets @id
+ * and HWERR_F_LINKED. A source that already reported the page reports a new
+ * error with it.
+ */
+static void link_find(struct hwerr_record *rec, u64 pfn)
+{
+	u64 now = ktime_get_ns();
+	unsigned long flags;
+	int i;
+
+	raw_spin_lock_irqsave(&linked.lock, flags);
+	for (i = 1; i <= LINKED_PAGES; i++) {
+		int n = (linked.next + LINKED_PAGES - i) % LINKED_PAGES;
+
+		if (!linked.entry[n].id || linked.entry[n].pfn != pfn ||
+		    now - linked.entry[n].mono_ns > LINK_NS)
+			continue;
+		if (!(linked.entry[n].sources & BIT(rec->source))) {
+			linked.entry[n].sources |= BIT(rec->source);
+			rec->id = linked.entry[n].id;
+			rec->flags |= HWERR_F_LINKED;
+		}
+		break;
+	}
+	raw_spin_unlock_irqrestore(&linked.lock, flags);
+}
+
+static void link_add(struct hwerr_record *rec, u64 pfn)
+{
+	unsigned long flags;
+	int n;
+
+	raw_spin_lock_irqsave(&linked.lock, flags);
+	n = linked.next++ % LINKED_PAGES;
+	linked.entry[n].pfn = pfn;
+	linked.entry[n].id = rec->id;
+	linked.entry[n].mono_ns = ktime_get_ns();
+	linked.entry[n].sources = BIT(rec->source);
+	raw_spin_unlock_irqrestore(&linked.lock, flags);
+}
+
+static void publish(struct hwerr_record *rec, struct hwerr_recent *entry, u64 ident, bool link)
+{
+	struct hwerr_info_memory *m = NULL;
+	u64 pfn = 0;
+
+	if (link)
+		m = hwerr_record_find(rec, HWERR_INFO_MEMORY);
+	if (m) {
+		pfn = m->phys_addr >> PAGE_SHIFT;
+		link_find(rec, pfn);
+	}
+	hwerr_ring_push(rec, true);
+	if (m && !(rec->flags & HWERR_F_LINKED))
+		link_add(rec, pfn);
+	if (entry)
+		recent_first(entry, ident, rec);
+}
+
+static void finish(struct hwerr_draft *d)
+{
+	struct hwerr_recent *entry = NULL;
+
+	if (d->ident && d->rec.severity <= HWERR_SEV_CORRECTED &&
+	    !(d->rec.flags & HWERR_F_EARLIER) &&
+	    recent_repeats(&d->rec, d->ident, &entry)) {
+		hwerr_draft_put(d);
+		return;
+	}
+	if (d->phys_len || d->pdev)
+		hwerr_owners_resolve(d);
+	publish(&d->rec, entry, d->ident, !d->no_link);
+	hwerr_draft_put(d);
+}
+
+static void queue_fn(struct work_struct *work)
+{
+	struct hwerr_draft *d;
+
+	for (;;) {
+		raw_spin_lock_irq(&pool.lock);
+		d = list_first_entry_or_null(&pool.queue, struct hwerr_draft, node);
+		if (d)
+			list_del(&d->node);
+		raw_spin_unlock_irq(&pool.lock);
+		if (!d)
+			return;
+		finish(d);
+		cond_resched();
+	}
+}
+
+void hwerr_submit(struct hwerr_draft *d)
+{
+	unsigned long flags;
+
+	/* Owners are behind locks that are not taken from interrupts. */
+	if ((d->phys_len || d->pdev) && (!in_task() || irqs_disabled())) {
+		raw_spin_lock_irqsave(&pool.lock, flags);
+		list_add_tail(&d->node, &pool.queue);
+		raw_spin_unlock_irqrestore(&pool.lock, flags);
+		queue_work(hwerr_wq, &queue_work_item);
+		return;
+	}
+	finish(d);
+}
+
+void hwerr_publish_user(struct hwerr_record *rec)
+{
+	struct hwerr_recent *entry = NULL;
+	u64 ident = 0;
+
+	rec->lost = 0;
+	rec->flags |= HWERR_F_SOFTWARE;
+	if (!rec->count)
+		rec->count = 1;
+	if (!rec->time_mono_ns) {
+		rec->time_mono_ns = ktime_get_ns();
+		rec->time_real_ns = ktime_get_real_ns();
+	}
+	/* A record that says of itself what it belongs to is left as it is. */
+	if (rec->severity <= HWERR_SEV_CORRECTED && !rec->id) {
+		u64 class = (u64)rec->severity << 48 | (u64)rec->kind << 40 |
+			    (u64)rec->component << 32 | rec->raw_severity;
+
+		ident = siphash((void *)rec + rec->hdr_len,
+				rec->len - rec->hdr_len, &ident_key);
+		ident = hwerr_ident(rec->source, class, ident, rec->flags, rec->cpu);
+		if (recent_repeats(rec, ident, &entry))
+			return;
+	}
+	publish(rec, entry, ident, false);
+}
+
+void hwerr_record_flush(void)
+{
+	flush_work(&queue_work_item);
+}
+
+int hwerr_record_init(void)
+{
+	int i;
+
+	raw_spin_lock_init(&pool.lock);
+	raw_spin_lock_init(&recent.lock);
+	raw_spin_lock_init(&linked.lock);
+	INIT_LIST_HEAD(&pool.free);
+	INIT_LIST_HEAD(&pool.queue);
+	get_random_bytes(&ident_key, sizeof(ident_key));
+
+	hwerr_wq = alloc_workqueue("hwerr", WQ_HIGHPRI | WQ_MEM_RECLAIM | WQ_UNBOUND, 1);
+	pool.drafts = vzalloc(array_size(POOL_DRAFTS, sizeof(*pool.drafts)));
+	recent.entry = vzalloc(array_size(RECENT_ERRORS, sizeof(*recent.entry)));
+	if (!hwerr_wq || !pool.drafts || !recent.entry) {
+		hwerr_record_exit();
+		return -ENOMEM;
+	}
+	for (i = 0; i < POOL_DRAFTS; i++)
+		list_add_tail(&pool.drafts[i].node, &pool.free);
+	return 0;
+}
+
+/* Sources are gone, and so is every reader. */
+void hwerr_record_exit(void)
+{
+	if (hwerr_wq) {
+		flush_work(&queue_work_item);
+		cancel_delayed_work_sync(&recent_work);
+		destroy_workqueue(hwerr_wq);
+		hwerr_wq = NULL;
+	}
+	vfree(recent.entry);
+	vfree(pool.drafts);
+	recent.entry = NULL;
+	pool.drafts = NULL;
+}

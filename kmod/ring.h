@@ -1,0 +1,112 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+#ifndef _HWERR_RING_H
+#define _HWERR_RING_H
+
+#include <linux/mutex.h>
+#include <linux/refcount.h>
+#include <linux/wait.h>
+
+#include "uapi/hwerr.h"
+
+/* Records by class; which ring a class lives in follows from the severity. */
+struct hwerr_matrix {
+	u64 n[HWERR_SEV_COUNT][HWERR_SRC_COUNT];
+};
+
+/**
+ * struct hwerr_audience - who wants the records that hit one process
+ * @node: in the hash of ring.c
+ * @tgid: process
+ * @start_ns: and its start, 0 for any process of that number
+ * @evicted: records that hit it and were evicted since this was made
+ * @users: readers
+ *
+ * All guarded by the ring lock. It lets a reader that filters by process know
+ * its loss exactly without any work per reader when a record is evicted.
+ */
+struct hwerr_audience {
+	struct hlist_node node;
+	s32 tgid;
+	u64 start_ns;
+	struct hwerr_matrix evicted;
+	unsigned int users;
+};
+
+/**
+ * struct hwerr_reader - one open file
+ * @lock: guards all below; taken before the ring lock
+ * @pos: cursor in each ring
+ * @passed: records that this reader wants, by class, that lie behind its
+ *	cursor, counted from the same zero as the @evicted it is held against
+ * @dropped: of the ring's @dropped, what this reader has accounted for
+ * @from_seq: older records are stepped over
+ * @pending: lost, not yet told
+ * @lost: lost, ever
+ * @read: given, ever
+ * @filter: what it wants
+ * @scope: HWERR_SCOPE_*; constant
+ * @tgid: opener's process; constant
+ * @start_ns: its start; constant
+ * @audience: if @filter.tgid or @scope narrow it to a process
+ * @bounce: the record on its way to user space
+ */
+struct hwerr_reader {
+	struct mutex lock;
+	u64 pos[2];
+	struct hwerr_matrix passed;
+	struct hwerr_matrix dropped;
+	u64 from_seq;
+	u64 pending;
+	u64 lost;
+	u64 read;
+	struct hwerr_ioc_filter filter;
+	u32 scope;
+	s32 tgid;
+	u64 start_ns;
+	struct hwerr_audience *audience;
+	u8 bounce[HWERR_RECORD_MAX] __aligned(8);
+};
+
+/**
+ * struct hwerr_peek - a record found, not yet taken
+ * @ring: where
+ * @next: cursor behind it
+ * @severity: its class
+ * @source: its class
+ * @len: bytes in the ring; what a scoped reader gets is shorter
+ */
+struct hwerr_peek {
+	int ring;
+	u64 next;
+	u8 severity;
+	u8 source;
+	u32 len;
+};
+
+extern wait_queue_head_t hwerr_waitq;
+
+int hwerr_ring_init(unsigned int bytes);
+void hwerr_ring_exit(void);
+
+/* Any context but NMI. Sets @rec->seq, and @rec->id if 0; returns the seq. */
+u64 hwerr_ring_push(struct hwerr_record *rec, bool count_errors);
+/* An error of this class that no record could be made of. */
+void hwerr_ring_drop(u8 severity, u8 source);
+/* @n more errors went into another record's count. */
+void hwerr_ring_coalesced(u8 severity, u8 source, u32 n);
+
+/* Grows with every push: what a reader compares to know that it should look. */
+u64 hwerr_ring_version(void);
+
+/* Process context, @r->lock held. */
+void hwerr_reader_start(struct hwerr_reader *r, u32 whence, u64 seq);
+bool hwerr_reader_peek(struct hwerr_reader *r, struct hwerr_peek *p, bool copy);
+void hwerr_reader_take(struct hwerr_reader *r, const struct hwerr_peek *p);
+int hwerr_reader_filter(struct hwerr_reader *r, const struct hwerr_ioc_filter *f);
+void hwerr_reader_stats(struct hwerr_reader *r, struct hwerr_ioc_stats *s);
+void hwerr_reader_info(struct hwerr_reader *r, struct hwerr_ioc_info *i);
+
+struct hwerr_reader *hwerr_reader_new(u32 scope);
+void hwerr_reader_free(struct hwerr_reader *r);
+
+#endif /* _HWERR_RING_H */
