@@ -1,0 +1,531 @@
+# SPDX-License-Identifier: MIT
+"""Boots a test VM and runs a command in it, on the same checkout, as root.
+
+virtme-ng finds the modules a kernel needs to mount the host's root file system
+and makes the initramfs; the QEMU command line is put together here, because a
+boot through the PVH entry, a cached root and no udev take a sixth of the time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import selectors
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, NoReturn
+
+from . import splat
+
+TREE = Path(__file__).resolve().parents[3]
+GUEST = TREE / "tests/vm/guest"
+CACHE = Path(os.environ.get("HWERR_CACHE") or Path.home() / ".cache" / "hwerr")
+RUNS = TREE / "build/vm"
+KEEP_RUNS = 20
+
+EXIT_USAGE = 64
+EXIT_SETUP = 69
+EXIT_SPLAT = 70
+EXIT_LOST = 71
+
+STATUS_HELP = f"""\
+exit status:
+  the COMMAND's own status, or
+  {EXIT_USAGE}  wrong usage
+  {EXIT_SETUP}  the VM could not be set up: no such kernel in the cache, a module that
+      does not build or load
+  {EXIT_SPLAT}  kernel splat: a WARN, BUG, Oops, lockdep, KASAN, UBSAN, kmemleak, hung task
+      or stall report on the console, or a taint that only these leave; whatever
+      the COMMAND's status was
+  {EXIT_LOST}  lost VM: it never came up, panicked, died, or did not end in time
+  130 interrupted
+A COMMAND with one of these statuses is told apart by the last line on stderr.
+
+The VM: q35, two CPUs, the host's root file system read-only, this checkout
+read-write at the same path and current directory. `.venv/bin` and tests/vm/bin
+(hwerr-inject, testguest) are on PATH, tests/vm on PYTHONPATH. On the PCI bus, behind a root
+port, is a virtio-rng with AER (QEMU id aer0; a second one, aer1, behind its own).
+In the environment: HWERR_VM_CPU, HWERR_KO and HWERR_SIM_KO (module paths),
+and every HWERR_*, PYTEST_ADDOPTS, NO_COLOR, FORCE_COLOR, COLUMNS, CI of the caller.
+hwerr.ko is loaded unless --no-module is given; hwerr_sim.ko only with --sim (a test
+may load it: insmod $HWERR_SIM_KO).
+
+examples:
+  tests/vm/run -- uname -a
+  tests/vm/run --kernel 6.12 --cpu intel -- hwerr-inject mce-real --bank 9 \\
+      --status 0xbd000000000000c0 --addr 0x10000000 --misc 0x8c --mcgstatus 0x5
+"""
+
+
+class RunError(Exception):
+    """The run ends with `status`; the message says why and what to do."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass
+class Kernel:
+    """A kernel of the cache, as scripts/kernel describes it."""
+
+    version: str
+    release: str
+    image: Path
+    bzimage: Path
+    moddir: Path
+
+    @classmethod
+    def find(cls, version: str) -> Kernel:
+        """Look it up; RunError if it is not there."""
+
+        def ask(verb: str) -> str:
+            done = subprocess.run(
+                [TREE / "scripts/kernel", verb, version], capture_output=True, text=True, check=False
+            )
+            if done.returncode != 0:
+                raise RunError(EXIT_SETUP, done.stderr.strip().removeprefix("kernel: "))
+            return done.stdout.strip()
+
+        return cls(version, ask("release"), Path(ask("path")), Path(ask("bzimage")), Path(ask("moddir")))
+
+
+@dataclass
+class Outcome:
+    """What came of a run."""
+
+    up: float | None = None
+    ready: float | None = None
+    status: int | None = None
+    taint: int = 0
+    failure: str | None = None
+    lost: str | None = None
+    console: list[str] = field(default_factory=list)
+
+
+class Progress:
+    """Lines on stderr about what takes time."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet = quiet
+        self.start = time.monotonic()
+
+    def __call__(self, text: str) -> None:
+        if not self.quiet:
+            self.always(text)
+
+    def always(self, text: str) -> None:
+        sys.stderr.write(f"vm: {text}\n")
+        sys.stderr.flush()
+
+
+# -- preparation -----------------------------------------------------------
+
+
+def build_modules(version: str, sim_only: bool) -> dict[str, Path]:
+    """Build what the VM loads: {"hwerr": path, "hwerr_sim": path}, as far as the sources exist."""
+    argv = [str(TREE / "scripts/build-module"), *(["--sim-only"] if sim_only else []), version]
+    done = subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode != 0:
+        raise RunError(EXIT_SETUP, f"`scripts/build-module {version}` failed ({done.returncode}), see above")
+    return {Path(p).stem: Path(p) for p in done.stdout.split()}
+
+
+def initramfs(kernel: Kernel) -> Path:
+    """virtme-ng's initramfs with our /init laid over it; made once for a kernel and a virtme-ng."""
+    virtme = shutil.which("virtme-run", path=f"{TREE}/.venv/bin:{os.environ.get('PATH', '')}")
+    if virtme is None:
+        raise RunError(EXIT_SETUP, "virtme-ng is not installed in .venv: run scripts/setup")
+    init = GUEST / "initramfs-init"
+    out = CACHE / "initramfs" / f"{kernel.release}.cpio"
+    inputs = [init, kernel.image, Path(virtme), Path(__file__)]
+    if out.exists() and all(out.stat().st_mtime > p.stat().st_mtime for p in inputs):
+        return out
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_suffix(f".{os.getpid()}")
+    part.unlink(missing_ok=True)
+    argv = [virtme, "--kimg", str(kernel.bzimage), "--mods", "auto", "--disable-kvm", "--force-9p",
+            "--disable-microvm", "--script-sh", "true", "--dry-run", "--save-initramfs", str(part)]  # fmt: skip
+    done = subprocess.run(
+        argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0 or not part.exists():
+        raise RunError(EXIT_SETUP, f"virtme-run made no initramfs: {done.stderr.strip()}")
+    # A later archive's file replaces an earlier one's (Documentation/driver-api/early-userspace).
+    with part.open("ab") as archive:
+        archive.write(b"\0" * (-archive.tell() % 512))
+        archive.write(cpio_file("init", init.read_bytes(), 0o100755))
+    part.rename(out)
+    return out
+
+
+def cpio_file(name: str, body: bytes, mode: int) -> bytes:
+    """A newc archive of one file."""
+
+    def entry(ino: int, mode: int, name: str, body: bytes) -> bytes:
+        fields = (ino, mode, 0, 0, 1, 0, len(body), 0, 0, 0, 0, len(name) + 1, 0)
+        head = b"070701" + b"".join(b"%08x" % f for f in fields) + name.encode() + b"\0"
+        return head + b"\0" * (-len(head) % 4) + body + b"\0" * (-len(body) % 4)
+
+    return entry(1, mode, name, body) + entry(0, 0, "TRAILER!!!", b"")
+
+
+def new_run_dir(version: str) -> Path:
+    """A directory for this run's console log and command; old ones are removed."""
+    RUNS.mkdir(parents=True, exist_ok=True)
+    old = sorted((p for p in RUNS.iterdir() if p.is_dir()), key=lambda p: p.name)
+    for path in old[: -KEEP_RUNS or None]:
+        if not (path / "running").exists() or not process_lives(path / "running"):
+            shutil.rmtree(path, ignore_errors=True)
+    run = RUNS / f"{time.strftime('%Y%m%d-%H%M%S')}-{version}-{os.getpid()}"
+    run.mkdir()
+    (run / "running").write_text(f"{os.getpid()}\n", encoding="ascii")
+    return run
+
+
+def process_lives(pidfile: Path) -> bool:
+    try:
+        os.kill(int(pidfile.read_text(encoding="ascii")), 0)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def write_command(run: Path, args: argparse.Namespace, modules: dict[str, Path]) -> Path:
+    """The script that the guest's init runs."""
+    cwd = Path.cwd()
+    if not cwd.is_relative_to(TREE):
+        cwd = TREE
+    passed = ("PYTEST_ADDOPTS", "NO_COLOR", "FORCE_COLOR", "COLUMNS", "CI", "LANG", "SOURCE_DATE_EPOCH")
+    env = {k: v for k, v in os.environ.items() if k in passed or k.startswith("HWERR_")}
+    env |= dict(e.split("=", 1) for e in args.env)
+    env["HWERR_VM_CPU"] = args.cpu
+    env["HWERR_KERNEL"] = args.kernel
+    env["HWERR_RUN_DIR"] = str(run)
+    if "hwerr" in modules:
+        env["HWERR_KO"] = str(modules["hwerr"])
+    if "hwerr_sim" in modules:
+        env["HWERR_SIM_KO"] = str(modules["hwerr_sim"])
+    script = run / "command"
+    script.write_text(
+        "".join(f"export {k}={shlex.quote(v)}\n" for k, v in sorted(env.items()))
+        + f"export PATH={TREE}/.venv/bin:{TREE}/tests/vm/bin:$PATH\n"
+        + f"export PYTHONPATH={TREE}/tests/vm:{TREE}\n"
+        + f"cd {shlex.quote(str(cwd))} && exec {shlex.join(args.command)}\n",
+        encoding="utf-8",
+    )
+    return script
+
+
+# -- the machine -----------------------------------------------------------
+
+
+def qemu_command(
+    args: argparse.Namespace, kernel: Kernel, initrd: Path, run: Path, words: list[str], fds: dict[str, int]
+) -> list[str]:
+    """The command line. `fds`: the file descriptors QEMU inherits, by port name."""
+    cpu = {"amd": "max", "intel": "max,vendor=GenuineIntel"}[args.cpu]
+    machine = "q35"
+    devices: list[str] = []
+    if args.iommu:
+        machine += ",kernel-irqchip=split"
+        devices += ["-device", "intel-iommu,intremap=on,caching-mode=on,device-iotlb=on"]
+        words = [*words, "intel_iommu=on", "iommu=pt"]
+    argv = [
+        "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+        "-name", f"hwerr-{args.kernel}-{args.cpu},debug-threads=on",
+        "-machine", machine,
+        *(["-accel", "kvm"] if args.accel == "kvm" else ["-accel", "tcg,thread=multi"]),
+        "-cpu", cpu, "-m", args.mem, "-smp", str(args.smp),
+        "-kernel", str(kernel.image), "-initrd", str(initrd),
+        "-chardev", f"file,id=console,path={run}/console.log", "-serial", "chardev:console",
+        *devices,
+    ]  # fmt: skip
+    for tag, path, readonly in (("root", "/", True), ("tree", str(TREE), False)):
+        argv += [
+            "-fsdev", f"local,id={tag},path={path},security_model=none,multidevs=remap"
+            + (",readonly=on" if readonly else ""),
+            "-device", f"virtio-9p-pci,fsdev={tag},mount_tag=hwerr.{tag}",
+        ]  # fmt: skip
+    argv += ["-device", "virtio-serial-pci,id=ports"]
+    for port in ("control", "stdout", "stderr", "monitor"):
+        argv += [
+            "-chardev", f"socket,id={port},fd={fds[port]}",
+            "-device", f"virtserialport,bus=ports.0,chardev={port},name=org.hwerr.{port}",
+        ]  # fmt: skip
+    # QEMU talks to itself: its QMP monitor's other end is a port of the guest.
+    argv += ["-chardev", f"socket,id=qmp,fd={fds['qmp']}", "-mon", "chardev=qmp,mode=control"]
+    iommu = ",iommu_platform=on,ats=on" if args.iommu else ""
+    for n in range(2):
+        argv += [
+            "-device", f"pcie-root-port,id=rp{n},chassis={n + 1},slot={n + 1}",
+            "-device", f"virtio-rng-pci,id=aer{n},bus=rp{n},aer=on,disable-legacy=on{iommu}",
+        ]  # fmt: skip
+    argv += ["-append", " ".join(words), *args.qemu_opts]
+    return argv
+
+
+def kernel_words(args: argparse.Namespace, kernel: Kernel, script: Path, insmod: list[Path]) -> list[str]:
+    """The kernel command line."""
+    words = [
+        "console=ttyS0", "loglevel=7", "panic=-1", "nokaslr",
+        # An emulated CPU on a busy host is slow, not hung.
+        "rcupdate.rcu_cpu_stall_timeout=120", "watchdog_thresh=60", "tsc=reliable", "no_timer_check",
+        "psmouse.proto=exps", "raid=noautodetect",
+        # The emulated CPU has none of the holes, and pays dearly for closing them.
+        "mitigations=off",
+    ]  # fmt: skip
+    values = {
+        "init": GUEST / "init",
+        "tree": TREE,
+        "cache": CACHE,
+        "moddir": kernel.moddir,
+        "command": script,
+        "insmod": ",".join(str(p) for p in insmod),
+        "hostname": args.hostname,
+    }
+    words += [f"hwerr.{k}={v}" for k, v in values.items() if str(v)]
+    for word in words:
+        if " " in word:
+            raise RunError(EXIT_SETUP, f"a path with a blank cannot be given to the VM: {word.split('=')[1]}")
+    return [*words, *shlex.split(args.append)]
+
+
+def boot(
+    args: argparse.Namespace, kernel: Kernel, run: Path, words: list[str], initrd: Path, progress: Progress
+) -> Outcome:
+    """Start the VM and stay with it to its end."""
+    ours: dict[str, socket.socket] = {}
+    theirs: dict[str, socket.socket] = {}
+    for port in ("control", "stdout", "stderr"):
+        ours[port], theirs[port] = socket.socketpair()
+    theirs["monitor"], theirs["qmp"] = socket.socketpair()
+    fds = {name: sock.fileno() for name, sock in theirs.items()}
+    argv = qemu_command(args, kernel, initrd, run, words, fds)
+    (run / "qemu").write_text(shlex.join(argv) + "\n", encoding="utf-8")
+    if args.show_command:
+        progress.always(shlex.join(argv))
+    with (run / "qemu.log").open("w") as log:
+        try:
+            qemu = subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=tuple(fds.values()),
+                start_new_session=True,
+            )  # fmt: skip
+        except FileNotFoundError:
+            raise RunError(EXIT_SETUP, "qemu-system-x86_64 is not installed: run scripts/setup") from None
+    for sock in theirs.values():
+        sock.close()
+    try:
+        return follow(args, qemu, ours, run, progress)
+    finally:
+        if qemu.poll() is None:
+            qemu.kill()
+        qemu.wait()
+        for sock in ours.values():
+            sock.close()
+
+
+def follow(
+    args: argparse.Namespace,
+    qemu: subprocess.Popen[bytes],
+    ports: dict[str, socket.socket],
+    run: Path,
+    progress: Progress,
+) -> Outcome:
+    outcome = Outcome()
+    started = time.monotonic()
+    deadline = started + args.boot_timeout
+    streams: dict[str, IO[bytes]] = {"stdout": sys.stdout.buffer, "stderr": sys.stderr.buffer}
+    pending = b""
+    with selectors.DefaultSelector() as selector:
+        for name, sock in ports.items():
+            selector.register(sock, selectors.EVENT_READ, name)
+        while selector.get_map():
+            left = deadline - time.monotonic()
+            if left <= 0:
+                phase = "did not come up" if outcome.ready is None else "the command did not end"
+                limit = args.boot_timeout if outcome.ready is None else args.timeout
+                outcome.lost = f"{phase} within {limit:g} s"
+                break
+            for key, _ in selector.select(left):
+                port = ports[key.data]
+                try:
+                    data = port.recv(1 << 16)
+                except ConnectionResetError:
+                    data = b""
+                if not data:
+                    selector.unregister(port)
+                elif key.data in streams:
+                    stream = streams[key.data]
+                    stream.write(data)
+                    stream.flush()
+                else:
+                    *lines, pending = (pending + data).split(b"\n")
+                    for line in lines:
+                        word, _, rest = line.decode(errors="replace").partition(" ")
+                        now = time.monotonic() - started
+                        match word:
+                            case "up":
+                                outcome.up = now
+                            case "ready":
+                                outcome.ready = now
+                                deadline = time.monotonic() + args.timeout
+                                progress(f"up after {now:.1f} s")
+                            case "taint":
+                                outcome.taint = int(rest)
+                            case "exit":
+                                outcome.status = int(rest)
+                            case "fail":
+                                outcome.failure = rest
+            if outcome.status is not None or outcome.failure is not None:
+                # Everything the command wrote was sent before this word; the sockets hold it.
+                qemu.terminate()
+    if qemu.poll() is None:
+        qemu.kill()
+    qemu.wait()
+    outcome.console = (run / "console.log").read_text("utf-8", errors="replace").splitlines()
+    if outcome.status is None and outcome.failure is None and outcome.lost is None:
+        said = (run / "qemu.log").read_text("utf-8", errors="replace").strip()
+        panic = next((splat.strip_stamp(ln) for ln in outcome.console if "Kernel panic" in ln), None)
+        ended = f"QEMU ended ({qemu.returncode})" + (f": {said}" if said else "")
+        phase = "before it was up" if outcome.ready is None else "while the command ran"
+        outcome.lost = f"{panic or ended} {phase}"
+    return outcome
+
+
+# -- the verdict -----------------------------------------------------------
+
+
+def judge(args: argparse.Namespace, outcome: Outcome, run: Path, progress: Progress) -> int:
+    """Say what went wrong, and return the exit status."""
+    splats = splat.find_splats(outcome.console, args.allow_splat)
+    for text in splats[:3]:
+        progress.always("kernel splat:")
+        sys.stderr.write("".join(f"    {line}\n" for line in text.splitlines()))
+    if len(splats) > 3:
+        progress.always(f"and {len(splats) - 3} more")
+    where = f"console: {run}/console.log"
+    if outcome.failure is not None:
+        progress.always(f"the VM could not be set up: {outcome.failure}; {where}")
+        return EXIT_SETUP
+    if outcome.lost is not None:
+        if not splats:
+            progress.always("last lines of the console:")
+            sys.stderr.write("".join(f"    {line}\n" for line in outcome.console[-15:]))
+        progress.always(f"lost VM: {outcome.lost}; {where}")
+        return EXIT_LOST
+    assert outcome.status is not None
+    taints = [] if args.allow_splat else splat.taint_names(outcome.taint)
+    if splats or taints:
+        what = f"{len(splats)} kernel splat(s)" if splats else f"kernel tainted by: {', '.join(taints)}"
+        progress.always(f"{what}; the command's status was {outcome.status}; {where}")
+        return EXIT_SPLAT
+    if outcome.status != 0:
+        progress.always(f"the command ended with status {outcome.status}; {where}")
+    return outcome.status
+
+
+# -- command line ----------------------------------------------------------
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        sys.stderr.write(f"{self.prog}: {message}\n")
+        sys.exit(EXIT_USAGE)
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    own, command = list(argv), []
+    if "--" in own:
+        at = own.index("--")
+        own, command = own[:at], own[at + 1 :]
+    parser = Parser(
+        prog="tests/vm/run",
+        usage="tests/vm/run [OPTION...] -- COMMAND [ARGUMENT...]",
+        description="Boot a test VM, run COMMAND in it as root on this checkout, forward its output and status.",
+        epilog=STATUS_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--kernel", default="6.1", metavar="VER", help="kernel of `scripts/kernel list` (default: %(default)s)")
+    add("--cpu", choices=("amd", "intel"), default="amd",
+        help="amd: nested KVM works inside; intel: takes real machine checks (default: %(default)s)")  # fmt: skip
+    add("--mem", default="3G", metavar="SIZE", help="memory (default: %(default)s)")
+    add("--smp", type=int, default=2, metavar="N", help="CPUs (default: %(default)s)")
+    add("--timeout", type=float, default=1800, metavar="S",
+        help="time for COMMAND; the VM is lost after it (default: %(default)g s)")  # fmt: skip
+    add("--boot-timeout", type=float, default=300, metavar="S", help="time to come up (default: %(default)g s)")
+    add("--no-module", action="store_true", help="do not build and load hwerr.ko")
+    add("--sim", action="store_true", help="load the test-only hwerr_sim.ko too")
+    add("--iommu", action="store_true", help="add an IOMMU, so that a device can be given to a nested VM")
+    add("--accel", choices=("tcg", "kvm"), default="tcg",
+        help="kvm only on request: that /dev/kvm opens does not mean it works (default: %(default)s)")  # fmt: skip
+    add("--append", default="", metavar="WORDS", help="more words for the kernel command line")
+    add("--env", action="append", default=[], metavar="NAME=VALUE", help="set in COMMAND's environment; repeatable")
+    add("--allow-splat", action="append", default=[], metavar="REGEX",
+        help="a splat with a line that matches is no failure, and taint is not looked at; repeatable")  # fmt: skip
+    add("--hostname", default="hwerr-vm", metavar="NAME", help=argparse.SUPPRESS)
+    add("--quiet", action="store_true", help="no progress on stderr")
+    add("--show-command", action="store_true", help="print QEMU's command line")
+    add("--qemu-opts", nargs=argparse.REMAINDER, default=[], metavar="OPT",
+        help="everything up to `--` goes to QEMU; give it last")  # fmt: skip
+    args = parser.parse_args(own)
+    if not command:
+        parser.error("no COMMAND; write it after `--`")
+    if any("=" not in e for e in args.env):
+        parser.error("--env wants NAME=VALUE")
+    args.command = command
+    return args
+
+
+def run(args: argparse.Namespace) -> int:
+    progress = Progress(args.quiet)
+    kernel = Kernel.find(args.kernel)
+    progress(f"building modules for {args.kernel}")
+    modules = build_modules(args.kernel, sim_only=args.no_module)
+    insmod = []
+    if not args.no_module:
+        if "hwerr" not in modules:
+            raise RunError(EXIT_SETUP, "kmod/ builds no hwerr.ko; use --no-module to run without")
+        insmod.append(modules["hwerr"])
+    if args.sim:
+        insmod.append(modules["hwerr_sim"])
+    initrd = initramfs(kernel)
+    directory = new_run_dir(args.kernel)
+    try:
+        script = write_command(directory, args, modules)
+        words = kernel_words(args, kernel, script, insmod)
+        progress(f"booting {kernel.release} ({args.cpu}, {args.mem}, {args.smp} CPUs, {args.accel})")
+        outcome = boot(args, kernel, directory, words, initrd, progress)
+        status = judge(args, outcome, directory, progress)
+    finally:
+        (directory / "running").unlink(missing_ok=True)
+    times = {"up_s": outcome.up, "ready_s": outcome.ready, "status": outcome.status, "verdict": status}
+    (directory / "outcome.json").write_text(json.dumps(times) + "\n", encoding="ascii")
+    return status
+
+
+def main(argv: Sequence[str]) -> int:
+    """Entry point of tests/vm/run."""
+    args = parse(argv)
+    # A terminated runner must take its VM with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        return run(args)
+    except RunError as error:
+        sys.stderr.write(f"vm: {error}\n")
+        return error.status
+    except KeyboardInterrupt:
+        sys.stderr.write("vm: interrupted\n")
+        return 130
