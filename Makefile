@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: MIT
+#
+# Each target is one call of something that can be called by hand.
+
+KERNELS ?= 6.1 6.12
+
+help:		## this list
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
+
+demo:		## set up, boot a VM, hit a guest with one error on each path, watch
+	scripts/setup
+	tests/vm/run --kernel 6.12 --sim -- .venv/bin/python tests/demo.py
+
+test:		## all tests, on every kernel of KERNELS
+	scripts/setup
+	.venv/bin/python scripts/test --kernels "$(KERNELS)"
+
+check:		## style and types, without a VM
+	scripts/setup --no-kernels
+	scripts/check
+
+bench:		## measure, and put the tables into README.md
+	scripts/setup
+	.venv/bin/python scripts/bench
+
+setup:		## what test and demo need, and nothing else
+	scripts/setup
+
+module:		## the module for the running kernel, in kmod/
+	$(MAKE) -C /lib/modules/$(shell uname -r)/build M=$(CURDIR) modules
+
+install:	## module (DKMS), Python package, udev rule, man pages, on this host
+	packaging/install
+
+uninstall:	## and off again
+	packaging/install --remove
+
+clean:		## what was built here
+	rm -rf build
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+.PHONY: help demo test check bench setup module install uninstall clean
+.DEFAULT_GOAL := help

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: MIT
+"""Markers for what a test needs of the VM it runs in.
+
+A test that the VM at hand cannot run is deselected, not skipped: another boot
+of `scripts/test` runs it. So every skip that is left is a fault.
+"""
+
+import os
+
+import pytest
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "intel: needs a CPU that takes Intel machine checks")
+    config.addinivalue_line("markers", "amd: needs nested KVM or AMD machine checks")
+    config.addinivalue_line("markers", "long: not in `make test`, see `make test-long`")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    cpu = os.environ.get("HWERR_VM_CPU")
+    if cpu is None:
+        return
+    other = "intel" if cpu == "amd" else "amd"
+    # What needs no particular CPU runs once, on the one with nested KVM.
+    drop = [i for i in items if i.get_closest_marker(other) or (cpu == "intel" and not i.get_closest_marker(cpu))]
+    if not os.environ.get("HWERR_LONG"):
+        drop += [i for i in items if i.get_closest_marker("long") and i not in drop]
+    config.hook.pytest_deselected(items=drop)
+    items[:] = [i for i in items if i not in drop]
