@@ -69,10 +69,10 @@ def mce(record: MceRecord) -> None:
 
     Raises TestbedError for a record with fields that mce-inject has no file for.
     """
-    beyond = record.only_status_addr_misc()
+    beyond = record.beyond_mce_inject()
     if beyond:
         raise TestbedError(
-            f"mce-inject cannot express {', '.join(beyond)}; it takes status, addr, misc, synd, bank and cpu. "
+            f"mce-inject cannot express {', '.join(beyond)}; it takes status, addr, misc, synd, bank, cpu. "
             "Use --via sim (hwerr_sim.ko), which takes every field"
         )
     directory = _mce_inject()
@@ -99,7 +99,7 @@ def mce_sim(record: MceRecord) -> None:
 
 def mce_any(record: MceRecord) -> str:
     """Through mce-inject if it can express the record, else through hwerr_sim.ko; says which."""
-    if record.only_status_addr_misc():
+    if record.beyond_mce_inject():
         mce_sim(record)
         return "sim"
     mce(record)
@@ -117,9 +117,7 @@ def _mce_inject() -> Path:
 # -- PCI Express -----------------------------------------------------------
 
 
-def aer_real(
-    device: str, error: str, correctable: bool = False, header_log: tuple[int, ...] = ()
-) -> str:
+def aer_real(device: str, error: str, correctable: bool = False, header_log: tuple[int, ...] = ()) -> str:
     """Have a device of the virtual machine report an AER error; returns what QEMU says.
 
     `error` is one of QEMU's names (BAD_TLP, POISON_TLP, MALF_TLP, ...) or one status bit
@@ -144,7 +142,7 @@ def pci_address(device: str) -> str:
     with Monitor() as monitor:
         found = _find_pci(monitor.execute("query-pci"), device)
     if found is None:
-        raise TestbedError(f"there is no PCI device '{device}': give an address (lspci -D) or a QEMU id such as aer0")
+        raise TestbedError(f"there is no PCI device '{device}': give its address, or a QEMU id such as aer0")
     return found
 
 
@@ -171,7 +169,8 @@ def aer(record: AerRecord, mask_override: bool = False) -> None:
     domain, bus, slot, function = _split_address(pci_address(record.device))
     # struct aer_error_inj of drivers/pci/pcie/aer_inject.c
     header = record.header_log or (0, 0, 0, 0)
-    data = struct.pack("=BBBxIIIIIII", bus, slot, function, record.uncor_status, record.cor_status, *header, domain)
+    status = record.uncor_status, record.cor_status
+    data = struct.pack("=BBBxIIIIIII", bus, slot, function, *status, *header, domain)
     try:
         with Path("/dev/aer_inject").open("wb", buffering=0) as file:
             file.write(data)
@@ -226,7 +225,9 @@ def edac_layers(label: str) -> tuple[int, tuple[int, int, int]]:
     raise TestbedError(f"there is no DIMM '{label}'; there are DIMM_A1 DIMM_A2 … DIMM_D2")
 
 
-def extlog(severity: str, addr: int | None = None, mask: int = 0, text: str = "", **fields: int | str) -> None:
+def extlog(
+    severity: str, addr: int | None = None, mask: int = 0, text: str = "", **fields: int | str
+) -> None:
     """Report a memory error as the extended MCA log does; `severity`: a key of CPER_SEV."""
     values: dict[str, Any] = {"sev": CPER_SEV[severity], "mask": mask, **fields}
     if addr is not None:
@@ -234,7 +235,9 @@ def extlog(severity: str, addr: int | None = None, mask: int = 0, text: str = ""
     _sim("extlog", values, f"text={text}")
 
 
-def non_standard(severity: str, section: str, data: bytes = b"", fru: str | None = None, text: str = "") -> None:
+def non_standard(
+    severity: str, section: str, data: bytes = b"", fru: str | None = None, text: str = ""
+) -> None:
     """Report a firmware error record of section type `section`; `severity`: a key of GHES_SEV."""
     values: dict[str, Any] = {"sev": GHES_SEV[severity], "section": section}
     if data:

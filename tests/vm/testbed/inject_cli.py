@@ -37,8 +37,8 @@ def number(text: str) -> int:
 
 def _add_mce_fields(p: argparse.ArgumentParser) -> None:
     p.add_argument("--status", type=number, help="MCi_STATUS")
-    p.add_argument("--addr", type=number, default=0, help="MCi_ADDR (default: 0; set bit 58 of the status yourself)")
-    p.add_argument("--misc", type=number, default=0, help="MCi_MISC (default: 0; 0x8c is a physical address, 4 KiB)")
+    p.add_argument("--addr", type=number, default=0, help="MCi_ADDR; bit 58 of the status is yours to set")
+    p.add_argument("--misc", type=number, default=0, help="MCi_MISC; 0x8c: physical address, 4 KiB")
     p.add_argument("--mcgstatus", type=number, default=0, help="MCG_STATUS (default: 0)")
     p.add_argument("--bank", type=number, default=0, help="bank (default: 0)")
     p.add_argument("--cpu", type=number, default=0, help="CPU (default: 0)")
@@ -76,16 +76,16 @@ def make_parser() -> argparse.ArgumentParser:
 
     p = verb("aer-real", "AER error reported by a virtual PCI device")
     p.add_argument("--device", default="aer0", help="QEMU id (default: aer0)")
-    p.add_argument("--error", required=True, help="name as QEMU knows it (BAD_TLP, POISON_TLP, MALF_TLP …) or bit")
-    p.add_argument("-c", "--correctable", action="store_true", help="a numeric --error is of the correctable register")
+    p.add_argument("--error", required=True, help="QEMU's name (BAD_TLP, POISON_TLP, MALF_TLP …) or bit")
+    p.add_argument("-c", "--correctable", action="store_true", help="a bit is of the correctable register")
     p.add_argument("--header-log", type=number, nargs=4, default=(), metavar="DW", help="the TLP header")
 
     p = verb("aer", "AER error by the kernel's aer_inject module; several bits at once are possible")
-    p.add_argument("--bdf", "--device", dest="bdf", help="PCI address, or QEMU id (default with --file: aer0)")
+    p.add_argument("--bdf", "--device", dest="bdf", help="PCI address, or QEMU id (default: aer0)")
     p.add_argument("--cor-status", type=number, default=0, metavar="BITS")
     p.add_argument("--uncor-status", type=number, default=0, metavar="BITS")
     p.add_argument("--header-log", type=number, nargs=4, metavar="DW", help="the TLP header")
-    p.add_argument("--file", type=Path, help="read records in aer-inject's language from here instead ('-': stdin)")
+    p.add_argument("--file", type=Path, help="read records in aer-inject's language from it ('-': stdin)")
     p.add_argument("--mask-override", action="store_true", help="report bits that the device masks, too")
 
     p = verb("edac", "error of a memory controller (hwerr_sim.ko)")
@@ -93,14 +93,14 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument("--type", choices=("ce", "ue", "deferred", "fatal", "info"), default="ce")
     p.add_argument("--page", type=number, default=0, help="page frame number")
     p.add_argument("--offset", type=number, default=0, help="offset in the page")
-    p.add_argument("--grain", type=number, default=64, help="bytes the controller can tell apart (default: 64)")
+    p.add_argument("--grain", type=number, default=64, help="resolution in bytes (default: 64)")
     p.add_argument("--syndrome", type=number, default=0)
-    p.add_argument("--label", help="DIMM_A1 … DIMM_B2 (controller 0), DIMM_C1 … DIMM_D2 (1); sets --mc and --layers")
+    p.add_argument("--label", help="DIMM_A1 … DIMM_B2 (mc 0), DIMM_C1 … DIMM_D2 (mc 1); sets --mc, --layers")
     p.add_argument("--layers", type=number, nargs=3, default=(0, 0, -1), metavar=("CHANNEL", "SLOT", "LOW"),
                    help="-1: unknown (default: 0 0 -1)")  # fmt: skip
     p.add_argument("--count", type=number, default=1, help="errors in this one report (default: 1)")
     p.add_argument("--repeat", type=number, default=1, help="so many reports (default: 1)")
-    p.add_argument("--silent", action="store_true", help="have EDAC not log errors to the console (until reboot)")
+    p.add_argument("--silent", action="store_true", help="have EDAC log no error to the console any more")
     p.add_argument("--msg", default="simulated error")
 
     p = verb("extlog", "memory error as firmware's extended log reports it (hwerr_sim.ko)")
@@ -121,7 +121,7 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument("--unpoison", action="store_true", help="take the frame back into use instead")
 
     p = verb("madvise", "memory failure by MADV_HWPOISON in a process started for it; prints pid and address")
-    p.add_argument("--va-len", type=number, default=pagemap.PAGE_SIZE, metavar="BYTES", help="memory of the process")
+    p.add_argument("--va-len", type=number, default=pagemap.PAGE_SIZE, metavar="BYTES", help="its memory")
     p.add_argument("--shared", action="store_true", help="MAP_SHARED instead of MAP_PRIVATE")
 
     p = verb("pfn", "physical address behind an address of a process")
@@ -145,7 +145,8 @@ def _read(path: Path) -> str:
 def _mce_record(args: argparse.Namespace) -> records.MceRecord:
     if args.status is None:
         raise TestbedError("--status is missing")
-    names = ("status", "addr", "misc", "mcgstatus", "bank", "cpu", "synd", "ipid", "socket", "cpuid", "vendor")
+    common = ("status", "addr", "misc", "mcgstatus", "bank", "cpu")
+    names = (*common, "synd", "ipid", "socket", "cpuid", "vendor")
     return records.MceRecord(**{n: getattr(args, n) for n in names if hasattr(args, n)})
 
 
@@ -179,8 +180,10 @@ def _edac(args: argparse.Namespace) -> None:
     if args.silent:
         for name in ("edac_mc_log_ce", "edac_mc_log_ue"):
             put(Path("/sys/module/edac_core/parameters", name), "0")
-    inject.edac(args.type, mc=mc, page=args.page, offset=args.offset, grain=args.grain, syndrome=args.syndrome,
-                layers=layers, count=args.count, repeat=args.repeat, msg=args.msg)  # fmt: skip
+    inject.edac(
+        args.type, mc=mc, page=args.page, offset=args.offset, grain=args.grain, syndrome=args.syndrome,
+        layers=layers, count=args.count, repeat=args.repeat, msg=args.msg,
+    )  # fmt: skip
 
 
 def _mce_real(args: argparse.Namespace) -> None:

@@ -35,7 +35,7 @@ def load_sim() -> None:
         return
     path = os.environ.get("HWERR_SIM_KO")
     if path is None:
-        raise TestbedError("hwerr_sim.ko is not built (HWERR_SIM_KO is not set): start the VM with tests/vm/run")
+        raise TestbedError("HWERR_SIM_KO is not set: start the VM with tests/vm/run")
     done = subprocess.run(["insmod", path], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise TestbedError(f"{path} does not load: {done.stderr.strip()}")

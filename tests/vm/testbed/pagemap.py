@@ -29,7 +29,7 @@ def pfn_of(pid: int, va: int) -> int:
     if entry & _SWAPPED:
         raise TestbedError(f"the page at {va:#x} of process {pid} is swapped out or poisoned")
     if not entry & _PRESENT:
-        raise TestbedError(f"no page is present at {va:#x} of process {pid}: it was not touched, or nothing is mapped")
+        raise TestbedError(f"process {pid} has no page at {va:#x}: not touched, or nothing is mapped")
     pfn: int = entry & _PFN
     if pfn == 0:
         raise TestbedError("the kernel hides page frames: this needs CAP_SYS_ADMIN")

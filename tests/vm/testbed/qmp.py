@@ -137,9 +137,7 @@ class Monitor(Qmp):
 
     def __init__(self, timeout: float = 30.0) -> None:
         if not MONITOR_PORT.exists():
-            raise TestbedError(
-                f"{MONITOR_PORT} does not exist: this needs a VM started by tests/vm/run"
-            )
+            raise TestbedError(f"{MONITOR_PORT} does not exist: this needs a VM started by tests/vm/run")
         _LOCK.parent.mkdir(parents=True, exist_ok=True)
         self._lock = _LOCK.open("w")
         fcntl.flock(self._lock, fcntl.LOCK_EX)

@@ -37,9 +37,10 @@ class MceRecord:
     ipid: int = 0
     broadcast: bool = True
 
-    def only_status_addr_misc(self) -> list[str]:
+    def beyond_mce_inject(self) -> list[str]:
         """Names of fields that are set and that the mce-inject module cannot express."""
-        names = ("mcgstatus", "socket", "cpuid", "vendor", "ip", "cs", "tsc", "time", "mcgcap", "apicid", "ipid")
+        names = ("mcgstatus", "socket", "cpuid", "vendor", "ip", "cs", "tsc", "time", "mcgcap", "apicid",
+                 "ipid")  # fmt: skip
         default = MceRecord()
         return [n for n in names if getattr(self, n) != getattr(default, n)]
 
@@ -133,7 +134,8 @@ def _mce_record(first: int, words: list[tuple[int, str]], base: int, mark_valid:
             case "time":
                 record = replace(record, time=reader.decimal())
             case "rip":
-                record = replace(record, **reader.rip())
+                ip, cs = reader.rip()
+                record = replace(record, ip=ip, cs=cs)
             case "processor":
                 vendor = reader.decimal()
                 reader.expect(":")
@@ -226,8 +228,8 @@ class _Reader:
             self._at += 1
         return value
 
-    def rip(self) -> dict[str, int]:
-        """NUMBER, CS:NUMBER or CS:<NUMBER> with an optional {SYMBOL}."""
+    def rip(self) -> tuple[int, int]:
+        """(ip, cs) of NUMBER, CS:NUMBER or CS:<NUMBER> with an optional {SYMBOL}."""
         value, cs = self.number(), 0
         if self.more() and self._words[self._at][1] == ":":
             self._at += 1
@@ -241,7 +243,7 @@ class _Reader:
         if self.more() and self._words[self._at][1] == "{":
             while self.take() != "}":
                 pass
-        return {"ip": value, "cs": cs}
+        return value, cs
 
 
 # Names of aer-inject; the values are the bits of the status registers
@@ -292,7 +294,7 @@ def _aer_record(first: int, words: list[tuple[int, str]]) -> AerRecord:
             case "pci_id" | "id":
                 device = reader.take()
                 if not _PCI_ID.fullmatch(device):
-                    raise TestbedError(f"line {reader.line}: '{device}' is no PCI address such as 0000:01:00.0")
+                    raise TestbedError(f"line {reader.line}: '{device}' is no PCI address (0000:01:00.0)")
                 record = replace(record, device=device)
             case _:
                 raise TestbedError(f"line {reader.line}: '{key}' is no field of an AER record")

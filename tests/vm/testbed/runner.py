@@ -54,6 +54,7 @@ The VM: q35, two CPUs, the host's root file system read-only, this checkout
 read-write at the same path and current directory. `.venv/bin` and tests/vm/bin
 (hwerr-inject, testguest) are on PATH, tests/vm on PYTHONPATH. On the PCI bus, behind a root
 port, is a virtio-rng with AER (QEMU id aer0; a second one, aer1, behind its own).
+/tmp, /run, /var/tmp, /var/log and /var/cache are empty and in memory.
 In the environment: HWERR_VM_CPU, HWERR_KO and HWERR_SIM_KO (module paths),
 and every HWERR_*, PYTEST_ADDOPTS, NO_COLOR, FORCE_COLOR, COLUMNS, CI of the caller.
 hwerr.ko is loaded unless --no-module is given; hwerr_sim.ko only with --sim (a test
@@ -153,11 +154,11 @@ def initramfs(kernel: Kernel) -> Path:
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_suffix(f".{os.getpid()}")
     part.unlink(missing_ok=True)
-    argv = [virtme, "--kimg", str(kernel.bzimage), "--mods", "auto", "--disable-kvm", "--force-9p",
-            "--disable-microvm", "--script-sh", "true", "--dry-run", "--save-initramfs", str(part)]  # fmt: skip
-    done = subprocess.run(
-        argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-    )
+    argv = [
+        virtme, "--kimg", str(kernel.bzimage), "--mods", "auto", "--disable-kvm", "--force-9p",
+        "--disable-microvm", "--script-sh", "true", "--dry-run", "--save-initramfs", str(part),
+    ]  # fmt: skip
+    done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode != 0 or not part.exists():
         raise RunError(EXIT_SETUP, f"virtme-run made no initramfs: {done.stderr.strip()}")
     # A later archive's file replaces an earlier one's (Documentation/driver-api/early-userspace).
@@ -452,29 +453,29 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(
         prog="tests/vm/run",
         usage="tests/vm/run [OPTION...] -- COMMAND [ARGUMENT...]",
-        description="Boot a test VM, run COMMAND in it as root on this checkout, forward its output and status.",
+        description="Boot a test VM, run COMMAND in it as root on this checkout, forward output and status.",
         epilog=STATUS_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--kernel", default="6.1", metavar="VER", help="kernel of `scripts/kernel list` (default: %(default)s)")
+    add("--kernel", default="6.1", metavar="VER", help="one of `scripts/kernel list` (default: %(default)s)")
     add("--cpu", choices=("amd", "intel"), default="amd",
-        help="amd: nested KVM works inside; intel: takes real machine checks (default: %(default)s)")  # fmt: skip
+        help="amd: nested KVM works; intel: takes real machine checks (default: %(default)s)")  # fmt: skip
     add("--mem", default="3G", metavar="SIZE", help="memory (default: %(default)s)")
     add("--smp", type=int, default=2, metavar="N", help="CPUs (default: %(default)s)")
     add("--timeout", type=float, default=1800, metavar="S",
         help="time for COMMAND; the VM is lost after it (default: %(default)g s)")  # fmt: skip
-    add("--boot-timeout", type=float, default=300, metavar="S", help="time to come up (default: %(default)g s)")
+    add("--boot-timeout", type=float, default=300, metavar="S", help="time to boot (default: %(default)g s)")
     add("--no-module", action="store_true", help="do not build and load hwerr.ko")
     add("--sim", action="store_true", help="load the test-only hwerr_sim.ko too")
     add("--iommu", action="store_true", help="add an IOMMU, so that a device can be given to a nested VM")
     add("--accel", choices=("tcg", "kvm"), default="tcg",
-        help="kvm only on request: that /dev/kvm opens does not mean it works (default: %(default)s)")  # fmt: skip
+        help="kvm only on request: a /dev/kvm that opens need not work (default: %(default)s)")  # fmt: skip
     add("--append", default="", metavar="WORDS", help="more words for the kernel command line")
-    add("--env", action="append", default=[], metavar="NAME=VALUE", help="set in COMMAND's environment; repeatable")
+    add("--env", action="append", default=[], metavar="NAME=VALUE", help="for COMMAND; repeatable")
     add("--allow-splat", action="append", default=[], metavar="REGEX",
-        help="a splat with a line that matches is no failure, and taint is not looked at; repeatable")  # fmt: skip
+        help="a splat with such a line is no failure, and taint is not looked at; repeatable")  # fmt: skip
     add("--hostname", default="hwerr-vm", metavar="NAME", help=argparse.SUPPRESS)
     add("--quiet", action="store_true", help="no progress on stderr")
     add("--show-command", action="store_true", help="print QEMU's command line")

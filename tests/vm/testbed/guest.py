@@ -1,0 +1,381 @@
+# SPDX-License-Identifier: MIT
+"""A real QEMU guest inside the test VM, up in a moment: its firmware is a program of ours.
+
+The program writes a byte to the debug console, then does what `code` says:
+  halt   sleeps for ever
+  count  adds one to the 32-bit word at guest-physical 0x500, for ever
+Memory is what `backing` says:
+  anon          4 KiB pages of anonymous memory
+  thp           transparent huge pages
+  memfd         a memfd, MAP_SHARED         memfd-private  MAP_PRIVATE
+  hugetlb       hugetlbfs 2 MiB, MAP_SHARED hugetlb-private
+  file          the file `path`, MAP_SHARED file-private
+Two guests with the same `path` share their memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import re
+import select
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import time
+import uuid as uuid_module
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from .errors import TestbedError
+from .kernel import put
+from .qmp import Qmp, QmpError
+
+STATE = Path("/run/hwerr/guests")
+COUNTER_GPA = 0x500
+BACKINGS = (
+    "anon",
+    "thp",
+    "memfd",
+    "memfd-private",
+    "hugetlb",
+    "hugetlb-private",
+    "file",
+    "file-private",
+)
+CODES = ("halt", "count")
+_DEBUGCON = 0xE9
+_THP = Path("/sys/kernel/mm/transparent_hugepage")
+_HUGE_PAGES = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
+_HUGE_SIZE = 2 << 20
+_READY_SECONDS = 120.0
+
+
+def firmware(code: str) -> bytes:
+    """64 KiB of ROM for the top of the address space: the guest's whole program, 16-bit."""
+    program = b"\xb0\x52\xe6" + bytes([_DEBUGCON])  # mov al, 'R'; out 0xe9, al
+    program += b"\x31\xc0\x8e\xd8"  # xor ax, ax; mov ds, ax
+    if code == "count":
+        # 1: inc dword [0x500]; jmp 1b
+        program += b"\x66\xff\x06" + struct.pack("<H", COUNTER_GPA) + b"\xeb\xf9"
+    else:
+        program += b"\xfa\xf4\xeb\xfd"  # cli; 1: hlt; jmp 1b
+    # The CPU starts at the last 16 bytes: jmp 0xf000:0000.
+    rom = program.ljust(0x10000 - 16, b"\x90") + b"\xea\x00\x00\x00\xf0"
+    return rom.ljust(0x10000, b"\x90")
+
+
+def parse_size(text: str) -> int:
+    """Bytes of "64M", "1G". Raises TestbedError."""
+    match = re.fullmatch(r"(\d+)([KMGkmg]?)", text)
+    if match is None or not int(match.group(1)):
+        raise TestbedError(f"'{text}' is no size; write 64M or 1G")
+    return int(match.group(1)) << {"": 0, "k": 10, "m": 20, "g": 30}[match.group(2).lower()]
+
+
+@dataclass(frozen=True)
+class GuestConfig:
+    """How a guest is made. `mem` in bytes; `path`: for backing file, or hugetlb shared by two."""
+
+    name: str = "guest"
+    mem: int = 64 << 20
+    backing: str = "anon"
+    accel: str = "kvm"
+    code: str = "halt"
+    smp: int = 1
+    prealloc: bool = True
+    uuid: str = ""
+    path: str = ""
+    extra: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        """Raises TestbedError for what cannot be."""
+        if self.backing not in BACKINGS:
+            raise TestbedError(f"backing '{self.backing}' is none of {', '.join(BACKINGS)}")
+        if self.code not in CODES:
+            raise TestbedError(f"code '{self.code}' is none of {', '.join(CODES)}")
+        if not re.fullmatch(r"[A-Za-z0-9_.-]+", self.name):
+            raise TestbedError(f"'{self.name}' is no guest name: letters, digits, _ . -")
+        if self.mem < 1 << 20 or self.mem % 4096:
+            raise TestbedError("guest memory must be at least 1M, and whole pages")
+        if self.backing.startswith("hugetlb") and self.mem % _HUGE_SIZE:
+            raise TestbedError("memory of a hugetlb guest must be a multiple of 2M")
+        if self.backing.startswith("file") and not self.path:
+            raise TestbedError("backing file needs a path")
+        if self.accel == "kvm" and not Path("/dev/kvm").exists():
+            raise TestbedError("there is no /dev/kvm: start the VM with --cpu amd, or use accel tcg")
+
+
+@dataclass
+class Guest:
+    """A running guest. A context manager that always kills it; `testguest` keeps it without one."""
+
+    config: GuestConfig
+    pid: int
+    qmp_path: Path
+    uuid: str
+    ram_id: str = "ram"
+    qmp: Qmp | None = field(default=None, repr=False)
+    _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+
+    # -- life ----------------------------------------------------------
+
+    @classmethod
+    def start(cls, config: GuestConfig) -> Guest:
+        """Start it and wait until its program runs. Raises TestbedError with QEMU's message."""
+        config.check()
+        STATE.mkdir(parents=True, exist_ok=True)
+        uuid = config.uuid or str(uuid_module.uuid4())
+        home = STATE / config.name
+        if (home / "state.json").exists() and _alive(json.loads((home / "state.json").read_text())["pid"]):
+            raise TestbedError(f"a guest named {config.name} runs already: `testguest stop {config.name}`")
+        home.mkdir(exist_ok=True)
+        for old in home.iterdir():
+            old.unlink()
+        (home / "rom").write_bytes(firmware(config.code))
+        _reserve(config)
+        ours, theirs = socket.socketpair()
+        log = (home / "log").open("wb")
+        # QEMU inherits it over fork and exec; a guest of small pages must have no huge ones.
+        _disable_thp(config.backing == "anon")
+        try:
+            process = subprocess.Popen(
+                cls._command(config, home, uuid, theirs.fileno()),
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                pass_fds=(theirs.fileno(),), start_new_session=True,
+            )  # fmt: skip
+        except FileNotFoundError:
+            raise TestbedError("qemu-system-x86_64 is not installed: run scripts/setup") from None
+        finally:
+            _disable_thp(False)
+            log.close()
+            theirs.close()
+        guest = cls(config, process.pid, home / "qmp", uuid, _process=process)
+        try:
+            guest._await_program(ours, home / "log")
+            guest.qmp = Qmp.connect(guest.qmp_path)
+        except BaseException:
+            guest.kill()
+            raise
+        finally:
+            ours.close()
+        (home / "state.json").write_text(
+            json.dumps({"pid": process.pid, "uuid": uuid, "config": asdict(config)}), encoding="utf-8"
+        )
+        return guest
+
+    @classmethod
+    def attach(cls, name: str) -> Guest:
+        """A guest that an earlier process started. Raises TestbedError if there is none."""
+        state = STATE / name / "state.json"
+        try:
+            facts = json.loads(state.read_text("utf-8"))
+        except FileNotFoundError:
+            raise TestbedError(f"there is no guest named {name}; `testguest list` shows them") from None
+        if not _alive(facts["pid"]):
+            raise TestbedError(f"guest {name} (pid {facts['pid']}) has ended")
+        config = GuestConfig(**{**facts["config"], "extra": tuple(facts["config"]["extra"])})
+        guest = cls(config, facts["pid"], STATE / name / "qmp", facts["uuid"])
+        guest.qmp = Qmp.connect(guest.qmp_path)
+        return guest
+
+    @staticmethod
+    def _command(config: GuestConfig, home: Path, uuid: str, fd: int) -> list[str]:
+        size = f"size={config.mem},prealloc={'on' if config.prealloc else 'off'}"
+        private = config.backing.endswith("-private")
+        share = f"share={'off' if private else 'on'}"
+        match config.backing.removesuffix("-private"):
+            case "anon" | "thp":
+                memory = f"memory-backend-ram,id=ram,{size}"
+            case "memfd":
+                memory = f"memory-backend-memfd,id=ram,{size},{share}"
+            case "hugetlb":
+                where = config.path or "/dev/hugepages"
+                memory = f"memory-backend-file,id=ram,mem-path={where},{size},{share}"
+            case _:
+                memory = f"memory-backend-file,id=ram,mem-path={config.path},{size},{share}"
+        return [
+            "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none",
+            "-name", f"guest={config.name},debug-threads=on", "-uuid", uuid,
+            "-machine", f"pc,memory-backend=ram,accel={config.accel}",
+            "-cpu", "max" if config.accel == "tcg" else "host",
+            "-smp", str(config.smp), "-m", f"{config.mem // 1024}K", "-object", memory,
+            "-bios", str(home / "rom"),
+            "-chardev", f"socket,id=up,fd={fd}", "-device", f"isa-debugcon,iobase={_DEBUGCON:#x},chardev=up",
+            "-qmp", f"unix:{home / 'qmp'},server=on,wait=off",
+            *config.extra,
+        ]  # fmt: skip
+
+    def _await_program(self, port: socket.socket, log: Path) -> None:
+        deadline = time.monotonic() + _READY_SECONDS
+        ready, _, _ = select.select([port], [], [], deadline - time.monotonic())
+        if ready and port.recv(1) == b"R":
+            return
+        said = log.read_text("utf-8", errors="replace").strip()
+        if not ready:
+            name = self.config.name
+            raise TestbedError(f"guest {name} did not run within {_READY_SECONDS:g} s; QEMU says: {said}")
+        status = self._process.wait() if self._process else None
+        raise TestbedError(f"QEMU ended ({status}) before the guest ran: {said or 'it says nothing'}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kill()
+
+    def kill(self) -> None:
+        """End it at once, whatever its state."""
+        self._close()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+        self._reap(10.0)
+
+    def shutdown(self, timeout: float = 30.0) -> None:
+        """Have QEMU quit in order. Raises TestbedError if it does not within `timeout` seconds."""
+        self._monitor().execute("quit")
+        if not self._reap(timeout):
+            raise TestbedError(f"QEMU of {self.config.name} did not quit within {timeout:g} s")
+        self._close()
+
+    def _reap(self, timeout: float) -> bool:
+        if self._process is not None:
+            try:
+                self._process.wait(timeout)
+            except subprocess.TimeoutExpired:
+                return False
+        else:
+            try:
+                fd = os.pidfd_open(self.pid)
+            except ProcessLookupError:
+                pass
+            else:
+                ended = bool(select.select([fd], [], [], timeout)[0])
+                os.close(fd)
+                if not ended:
+                    return False
+        shutil.rmtree(STATE / self.config.name, ignore_errors=True)
+        return True
+
+    def detach(self) -> None:
+        """Leave it running; `attach` finds it again."""
+        self._close()
+        self._process = None
+
+    def _close(self) -> None:
+        if self.qmp is not None:
+            self.qmp.close()
+            self.qmp = None
+
+    def alive(self) -> bool:
+        """Whether its QEMU runs."""
+        return self._process.poll() is None if self._process is not None else _alive(self.pid)
+
+    # -- what it knows --------------------------------------------------
+
+    def _monitor(self) -> Qmp:
+        if self.qmp is None:
+            raise TestbedError(f"guest {self.config.name} is closed")
+        return self.qmp
+
+    def hmp(self, line: str) -> str:
+        """What QEMU's human monitor answers."""
+        return self._monitor().hmp(line)
+
+    def _address(self, line: str, pattern: str) -> int:
+        answer = self.hmp(line).strip()
+        match = re.search(pattern, answer)
+        if match is None:
+            raise TestbedError(f"QEMU: {line}: {answer}")
+        return int(match.group(1), 16)
+
+    def gpa2hva(self, gpa: int) -> int:
+        """Address in QEMU's process of a guest-physical one, as QEMU says. TestbedError if it is no RAM."""
+        return self._address(f"gpa2hva {gpa:#x}", r"is (?:at )?(0x[0-9a-f]+)\s*$")
+
+    def gpa2hpa(self, gpa: int) -> int:
+        """Host-physical address of a guest-physical one, as QEMU says. TestbedError if the page is absent."""
+        return self._address(f"gpa2hpa {gpa:#x}", r"is (?:at )?(0x[0-9a-f]+)\s*$")
+
+    def mtree(self) -> str:
+        """QEMU's flat view of guest memory."""
+        return self.hmp("info mtree -f")
+
+    def status(self) -> str:
+        """QEMU's run state: running, paused, internal-error, ..."""
+        return str(self._monitor().execute("query-status")["status"])
+
+    def counter(self) -> int:
+        """The word that a `count` guest counts up."""
+        answer = self.hmp(f"xp /1wx {COUNTER_GPA:#x}")
+        return int(answer.split(":")[1].split()[0], 16)
+
+    def ram_gpas(self) -> list[tuple[int, int]]:
+        """(guest-physical start, length) of its RAM, without what the firmware overlays."""
+        ranges = []
+        for view in self.mtree().split("FlatView")[1:]:
+            if 'AS "memory"' not in view:
+                continue
+            for match in re.finditer(r"([0-9a-f]{16})-([0-9a-f]{16}) \(prio \d+, ram\): ram\b", view):
+                start, end = int(match.group(1), 16), int(match.group(2), 16)
+                ranges.append((start, end - start + 1))
+            break
+        return ranges
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return "qemu" in Path(f"/proc/{pid}/comm").read_text("utf-8") and not Path(
+            f"/proc/{pid}/stat"
+        ).read_text("utf-8").rpartition(")")[2].lstrip().startswith("Z")
+    except FileNotFoundError:
+        return False
+
+
+def _disable_thp(disable: bool) -> None:
+    """PR_SET_THP_DISABLE for this process and what it starts."""
+    ctypes.CDLL(None).prctl(41, int(disable), 0, 0, 0)
+
+
+def _reserve(config: GuestConfig) -> None:
+    """Huge pages for the guest, if its backing wants them."""
+    if config.backing == "thp":
+        put(_THP / "enabled", "always")
+        put(_THP / "defrag", "always")
+    if config.backing.startswith("hugetlb"):
+        want = config.mem // _HUGE_SIZE
+        free = int((_HUGE_PAGES / "free_hugepages").read_text("ascii"))
+        have = int((_HUGE_PAGES / "nr_hugepages").read_text("ascii"))
+        if free < want:
+            put(Path("/proc/sys/vm/compact_memory"), "1")
+            put(_HUGE_PAGES / "nr_hugepages", str(have + want - free))
+            free = int((_HUGE_PAGES / "free_hugepages").read_text("ascii"))
+        if free < want:
+            raise TestbedError(f"only {free} of {want} huge pages could be had: give the VM more --mem")
+
+
+def running() -> list[str]:
+    """Names of the guests that run."""
+    names = []
+    for state in sorted(STATE.glob("*/state.json")):
+        if _alive(json.loads(state.read_text("utf-8"))["pid"]):
+            names.append(state.parent.name)
+    return names
+
+
+def stop_all(names: Sequence[str] = ()) -> None:
+    """Kill the guests of these names, or all."""
+    for name in names or running():
+        try:
+            Guest.attach(name).kill()
+        except QmpError:
+            continue
