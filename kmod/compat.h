@@ -1,0 +1,79 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Kernel differences. The only file that looks at LINUX_VERSION_CODE; each
+ * case names the upstream commit that made it. A section for each user.
+ */
+#ifndef _HWERR_COMPAT_H
+#define _HWERR_COMPAT_H
+
+#include <linux/version.h>
+
+/*
+ * owners_*.c: what the page structures look like
+ */
+#include <linux/huge_mm.h>
+#include <linux/hugetlb.h>
+#include <linux/mm.h>
+#include <linux/pagemap.h>
+#include <linux/sched.h>
+
+/* 6.17, df25569d401e ("mm: rename PAGE_MAPPING_* to FOLIO_MAPPING_*") */
+#ifndef PAGE_MAPPING_ANON
+#define PAGE_MAPPING_ANON	FOLIO_MAPPING_ANON
+#define PAGE_MAPPING_KSM	FOLIO_MAPPING_KSM
+#define PAGE_MAPPING_FLAGS	FOLIO_MAPPING_FLAGS
+#endif
+
+/* First page of @folio in its mapping, in base pages. */
+static inline pgoff_t hwerr_folio_pgoff(const struct folio *folio)
+{
+	/* 6.7, a08c7193e4f1 ("mm/filemap: remove hugetlb special casing in filemap.c") */
+#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 7, 0)
+	if (folio_test_hugetlb((struct folio *)folio))
+		return folio->index << folio_order((struct folio *)folio);
+#endif
+	return folio->index;
+}
+
+/* Page table entries that map @page, a reference to whose @folio is held. */
+static inline int hwerr_page_mapcount(struct folio *folio, struct page *page)
+{
+	/* 6.2, cb67f4282bf9 ("mm,thp,rmap: simplify compound page mapcount handling") */
+#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 2, 0)
+	return page_mapcount(page);
+#else
+	/* The head's count is the page type (6.9 on). */
+	if (folio_test_hugetlb(folio))
+		return folio_entire_mapcount(folio);
+	/* 6.15, 749492229e3b ("mm: stop maintaining the per-page mapcount of large folios") */
+#ifdef CONFIG_NO_PAGE_MAPCOUNT
+	if (folio_test_large(folio))
+		return folio_entire_mapcount(folio);
+#endif
+	return atomic_read(&page->_mapcount) + 1 +
+	       (folio_test_large(folio) ? folio_entire_mapcount(folio) : 0);
+#endif
+}
+
+/* A file whose pages no process can map: guest_memfd. */
+static inline bool hwerr_mapping_inaccessible(struct address_space *mapping)
+{
+	/* 6.11, 27e6a24a4cf3 ("mm, virt: merge AS_UNMOVABLE and AS_INACCESSIBLE") */
+#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 11, 0)
+	return false;
+#else
+	return mapping_inaccessible(mapping);
+#endif
+}
+
+/* Under RCU: the task that owns @mm, or NULL. */
+static inline struct task_struct *hwerr_mm_owner(struct mm_struct *mm)
+{
+#ifdef CONFIG_MEMCG
+	return rcu_dereference(mm->owner);
+#else
+	return NULL;
+#endif
+}
+
+#endif /* _HWERR_COMPAT_H */

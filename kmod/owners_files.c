@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * The open files of a process, without waiting and without a reference.
+ *
+ * iterate_fd() under task_lock() is how net/core/netclassid_cgroup.c does it:
+ * task_lock() keeps the table, files->file_lock the files in it. Both are
+ * spinlocks of process context. A context that could have been preempted holds
+ * neither, and may take them. Any other may have interrupted their holder on
+ * this CPU: then a lock that is free is not held here, and one that is not is
+ * tried a few times and given up.
+ */
+#include <linux/fdtable.h>
+#include <linux/rcupdate.h>
+#include <linux/sched.h>
+#include <linux/sched/signal.h>
+#include <linux/sched/task.h>
+
+#include "hwerr.h"
+#include "owners.h"
+
+/* Files seen in one hold of the locks, as UPDATE_CLASSID_BATCH. */
+#define FILES_BATCH	1000
+/* Files of a process that are looked at at all. */
+#define FILES_MAX	(128 * FILES_BATCH)
+#define LOCK_TRIES	1000
+
+struct files_walk {
+	bool (*fn)(struct file *file, void *arg);
+	void *arg;
+	unsigned int batch;
+	bool found;
+};
+
+static int files_one(const void *arg, struct file *file, unsigned int fd)
+{
+	struct files_walk *w = (struct files_walk *)arg;
+
+	if (w->fn(file, w->arg)) {
+		w->found = true;
+		return fd + 1;
+	}
+	return --w->batch ? 0 : fd + 1;
+}
+
+static bool lock_task(struct hwerr_owners *o, struct task_struct *task)
+{
+	int i;
+
+	if (o->may_sleep) {
+		task_lock(task);
+		return true;
+	}
+	for (i = 0; i < LOCK_TRIES; i++) {
+		if (spin_trylock(&task->alloc_lock)) {
+			if (!task->files || !spin_is_locked(&task->files->file_lock))
+				return true;
+			spin_unlock(&task->alloc_lock);
+		}
+		cpu_relax();
+	}
+	return false;
+}
+
+static int files_of(struct hwerr_owners *o, struct task_struct *task,
+		    struct files_walk *w)
+{
+	unsigned int seen = 0;
+	int fd = 0;
+
+	do {
+		w->batch = FILES_BATCH;
+		if (!lock_task(o, task))
+			return -EBUSY;
+		fd = iterate_fd(task->files, fd, files_one, w);
+		task_unlock(task);
+		if (w->found)
+			return 1;
+		seen += FILES_BATCH;
+	} while (fd && seen < FILES_MAX);
+	return fd ? -EBUSY : 0;
+}
+
+int hwerr_files_each(struct hwerr_owners *o, struct task_struct *task,
+		     bool (*fn)(struct file *file, void *arg), void *arg)
+{
+	struct task_struct *other[HWERR_OWNERS_THREADS];
+	struct files_walk w = { .fn = fn, .arg = arg };
+	struct files_struct *seen = READ_ONCE(task->files);
+	struct task_struct *t;
+	unsigned int i, nr = 0;
+	bool more = false;
+	int ret;
+
+	ret = files_of(o, task, &w);
+	if (ret > 0)
+		return ret;
+
+	/* Threads share the table unless one called unshare(CLONE_FILES). */
+	rcu_read_lock();
+	for_each_thread(task, t) {
+		struct files_struct *files = READ_ONCE(t->files);
+
+		if (!files || files == seen)
+			continue;
+		if (nr == ARRAY_SIZE(other)) {
+			more = true;
+			break;
+		}
+		other[nr++] = t;
+		get_task_struct(t);
+	}
+	rcu_read_unlock();
+
+	for (i = 0; i < nr; i++) {
+		int r = w.found ? 0 : files_of(o, other[i], &w);
+
+		if (r < 0)
+			ret = r;
+		put_task_struct(other[i]);
+	}
+	if (w.found)
+		return 1;
+	return more ? -EBUSY : ret;
+}
