@@ -19,6 +19,8 @@
  *   extlog        sev=.. seq=.. type=.. addr=.. mask=.. node=.. card=.. module=..
  *                 fru=GUID text=text up to the end of the line
  *   non_standard  sev=.. section=GUID fru=GUID data=hex text=text up to the end
+ *   bench         n=.. ce=0: raises mc_event that often, each another error, without
+ *                 an address; ce=1: corrected. Then bench_ns holds what it took
  *   splat         any line: WARN(), so that the test bed can test itself
  *
  * Two memory controllers of two channels with two slots each; their DIMMs are
@@ -285,6 +287,25 @@ static int sim_splat(char *line)
 	return 0;
 }
 
+/* What those who listen to the tracepoint cost the one who raises it. */
+static u64 sim_bench_ns;
+
+static int sim_bench(char *line)
+{
+	u64 n = 0, ce = 0, i, start;
+	const struct sim_key keys[] = { { "n", SIM_U64, &n }, { "ce", SIM_U64, &ce }, {} };
+	int err = sim_parse(line, keys);
+
+	if (err)
+		return err;
+	start = ktime_get_ns();
+	for (i = 0; i < n; i++)
+		trace_mc_event(ce ? HW_EVENT_ERR_CORRECTED : HW_EVENT_ERR_UNCORRECTED,
+			       "bench", "DIMM_A1", 1, 0, 0, 0, -1, 0, 6, i, "");
+	sim_bench_ns = ktime_get_ns() - start;
+	return 0;
+}
+
 /* the files */
 
 struct sim_file {
@@ -297,6 +318,7 @@ static const struct sim_file sim_files[] = {
 	{ "mce", sim_mce },
 	{ "extlog", sim_extlog },
 	{ "non_standard", sim_non_standard },
+	{ "bench", sim_bench },
 	{ "splat", sim_splat },
 };
 
@@ -404,6 +426,7 @@ static int __init hwerr_sim_init(void)
 	for (i = 0; i < ARRAY_SIZE(sim_files); i++)
 		debugfs_create_file(sim_files[i].name, 0200, sim_dir, (void *)&sim_files[i],
 				    &sim_fops);
+	debugfs_create_u64("bench_ns", 0400, sim_dir, &sim_bench_ns);
 	return 0;
 }
 
