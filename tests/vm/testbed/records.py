@@ -218,8 +218,9 @@ class _Reader:
             word = self._words[self._at][1].lower()
             if word in names:
                 value |= names[word]
-            elif (number := self._parse(word, self._base)) is not None:
-                value |= number
+            elif self._parse(word, self._base) is not None:
+                value |= self.number()
+                self._at -= 1
             elif first:
                 raise TestbedError(f"line {self.line}: '{word}' is no status bit")
             else:
