@@ -352,8 +352,7 @@ def _put(info: Info) -> bytes:
             del f["pid"]
         case Text():
             kind, layout, f = InfoType.TEXT, _INFO, {}
-            room = RECORD_MAX - _HEAD.size - _INFO.size
-            tail = _chars(info.text.replace("\0", " "), room) + b"\0"
+            tail = info.text.replace("\0", " ").encode("utf-8", "backslashreplace") + b"\0"
         case Cper():
             kind, layout = InfoType.CPER, _CPER
             f |= {
@@ -658,13 +657,17 @@ def build(
 ) -> Event:
     """A record to publish, or to test with. What is left out the kernel fills in on write().
 
-    `text` is short for a last `Text(text)`. ValueError if a number does not fit its
-    field or the whole does not fit RECORD_MAX bytes.
+    `text` becomes a last `Text`, cut, with Flags.INFO_TRUNCATED, at what fits. ValueError if
+    a number does not fit its field or the infos do not fit RECORD_MAX bytes.
     """
-    if text is not None:
-        infos = (*infos, Text(text))
     try:
         tail = b"".join(map(_put, infos))
+        if text is not None:
+            room = max(8, RECORD_MAX - _HEAD.size - len(tail) - _INFO.size)
+            cut = _chars(text.replace("\0", " "), room).decode()
+            if cut != text.replace("\0", " "):
+                flags |= Flags.INFO_TRUNCATED
+            tail += _put(Text(cut))
         fields = {
             "len": _HEAD.size + len(tail),
             "hdr_len": _HEAD.size,

@@ -19,7 +19,7 @@ from uuid import UUID
 
 from .. import device as hwerr
 from ..enums import Flags, Severity, Source
-from ..event import Event, Guest, RecordError
+from ..event import Event, Guest, RecordError, Task
 from ..message import hits, printable, what, where
 from . import (
     EXIT_ERROR,
@@ -66,6 +66,9 @@ STYLE = {
 
 Segments = list[tuple[str, str]]
 
+# Segments of a line, and whether it may be cut to the width of a terminal.
+Lines = Iterator[tuple[Segments, bool]]
+
 
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line."""
@@ -104,7 +107,7 @@ def _since(text: str) -> hwerr.Since:
 
 
 def _count(text: str) -> int:
-    if text.isascii() and text.isdigit() and 0 < int(text):
+    if text.isascii() and text.isdigit() and int(text) > 0:
         return int(text)
     raise argparse.ArgumentTypeError(f"{text!r} is no number from 1")
 
@@ -167,7 +170,7 @@ def _clock(ns: int, today: datetime) -> str:
 
 
 def _who(event: Event) -> str:
-    owners = [*event.guests, *event.tasks]
+    owners: list[Guest | Task] = [*event.guests, *event.tasks]
     if not owners:
         return "(unknown)" if Flags.OWNERS_UNKNOWN in event.flags else "-"
     first = owners[0]
@@ -242,19 +245,19 @@ def lost_line(n: int) -> Segments:
 # -- where it goes -----------------------------------------------------------
 
 
-def plain_writer(lines: Iterator[tuple[Segments, bool]]) -> None:
+def plain_writer(lines: Lines) -> None:
     sys.stdout.write("".join("".join(text for text, _ in segs).rstrip() + "\n" for segs, _ in lines))
     sys.stdout.flush()
 
 
-def rich_writer() -> Callable[[Iterator[tuple[Segments, bool]]], None]:
+def rich_writer() -> Callable[[Lines], None]:
     """Colour, and one line an event however narrow the terminal is."""
     from rich.console import Console
     from rich.text import Text
 
     console = Console(highlight=False, markup=False, emoji=False)
 
-    def write(lines: Iterator[tuple[Segments, bool]]) -> None:
+    def write(lines: Lines) -> None:
         for segs, one_line in lines:
             text = Text.assemble(*segs)
             text.rstrip()
@@ -269,14 +272,14 @@ def rich_writer() -> Callable[[Iterator[tuple[Segments, bool]]], None]:
 
 def text_form(verbose: bool) -> Callable[[Sequence[Event]], None]:
     colour = sys.stdout.isatty() or bool(os.environ.get("FORCE_COLOR"))
-    write = plain_writer
+    write: Callable[[Lines], None] = plain_writer
     if colour:
         try:
             write = rich_writer()
         except ImportError:
             complain(PROG, "no colour: the Python package rich is not installed")
 
-    def lines(events: Sequence[Event]) -> Iterator[tuple[Segments, bool]]:
+    def lines(events: Sequence[Event]) -> Lines:
         today = datetime.now()
         for event in events:
             if event.lost:
