@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* Tracepoints by name: aer_event and memory_failure_event are not exported. */
+#include <linux/string.h>
+#include <linux/tracepoint.h>
+
+#include "hwerr.h"
+
+static void match(struct tracepoint *tp, void *priv)
+{
+	struct hwerr_tp *t = priv;
+
+	if (!strcmp(tp->name, t->name))
+		t->tp = tp;
+}
+
+int hwerr_tp_attach(struct hwerr_tp *t)
+{
+	int err;
+
+	t->tp = NULL;
+	for_each_kernel_tracepoint(match, t);
+	if (!t->tp)
+		return -ENOENT;
+	err = tracepoint_probe_register(t->tp, t->probe, NULL);
+	if (err)
+		t->tp = NULL;
+	return err;
+}
+
+/* On return no probe runs and none will. */
+void hwerr_tp_detach(struct hwerr_tp *t)
+{
+	if (!t->tp)
+		return;
+	tracepoint_probe_unregister(t->tp, t->probe, NULL);
+	tracepoint_synchronize_unregister();
+	t->tp = NULL;
+}
