@@ -20,9 +20,9 @@ from testbed import inject
 from testbed.guest import Guest, GuestConfig
 from testbed.records import MceRecord
 
-# An uncorrected DRAM error, PCC clear: VAL UC EN MISCV ADDRV; MCACOD 0x9f is "memory
-# controller, read, any channel" (SDM 3B 17.9, compound error codes).
-RECOVERABLE_READ = 0xBC00_0000_0000_009F
+# An uncorrected DRAM error as AMD's northbridge (bank 4) logs it: VAL UC EN MISCV ADDRV,
+# extended code 8, which is the one the kernel takes for DRAM on a CPU without SMCA.
+RECOVERABLE_READ = 0xBC00_0000_0008_0813
 
 
 def step(text: str) -> None:

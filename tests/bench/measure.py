@@ -97,7 +97,7 @@ def owners(sizes: list[int], n: int = 40) -> list[dict[str, float]]:
             for i in range(n):
                 gpa = start + random.randrange(length // PAGE_SIZE) * PAGE_SIZE
                 hpa = guest.gpa2hpa(gpa)
-                inject.mce(MceRecord(status=0xBC00_0000_0000_009F, addr=hpa, misc=0x8C, bank=4))
+                inject.mce(MceRecord(status=0xBC00_0000_0008_0813, addr=hpa, misc=0x8C, bank=4))
                 (event,) = device.read(timeout=30)
                 assert [(g.pid, g.gpa) for g in event.guests] == [(guest.pid, gpa)]
                 took.append(event.memory.resolve_ns)
