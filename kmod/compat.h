@@ -11,7 +11,6 @@
 /*
  * owners_*.c: what the page structures look like
  */
-#include <linux/huge_mm.h>
 #include <linux/hugetlb.h>
 #include <linux/mm.h>
 #include <linux/pagemap.h>
