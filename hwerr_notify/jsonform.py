@@ -10,7 +10,7 @@ from typing import Any
 
 from .enums import Flags, Kind
 from .event import Cper, Edac, Event, Guest, Mce, Memory, Pci, Task
-from .message import aer_names, printable
+from .message import aer_names
 
 __all__ = ["boot_id", "rfc3339", "to_json"]
 
@@ -164,7 +164,7 @@ def to_json(event: Event) -> dict[str, Any]:
     if event.cper:
         out["cper"] = _cper(event.cper)
     if event.text is not None:
-        out["text"] = printable(event.text)
+        out["text"] = event.text
     out["guests"] = [_guest(g, pci) for g in event.guests]
     out["tasks"] = [_task(t, pci) for t in event.tasks]
     return out

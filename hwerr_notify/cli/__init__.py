@@ -8,12 +8,30 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 
 # Exit statuses that all commands share.
 EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_NOTHING, EXIT_NO_DEVICE, EXIT_NO_PERMISSION = range(6)
 EXIT_INTERRUPTED = 130
 EXIT_PIPE = 141
+
+
+class OutputError(Exception):
+    """What was to be written could not be, for another reason than a closed pipe."""
+
+
+@contextmanager
+def output() -> Iterator[None]:
+    """Around whatever writes to stdout: flushes it, and tells its errors from the device's."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(error.strerror or str(error)) from None
 
 
 def complain(prog: str, text: str) -> None:
@@ -26,7 +44,7 @@ def complain(prog: str, text: str) -> None:
 
 
 def give_up_stdout() -> None:
-    """What is still buffered for a closed pipe goes nowhere, so the end is silent."""
+    """What is still buffered goes nowhere, so that the end is silent."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.close(null)
@@ -35,9 +53,13 @@ def give_up_stdout() -> None:
 def run(prog: str, module: str) -> int:
     """Runs main() of the command's module; an interrupt and a closed pipe are no traceback."""
     try:
+        if sys.stdout is None:
+            raise OutputError("it is closed")
+        # Whatever the locale, a character it lacks is no reason to stop.
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
         status: int = import_module(module, __name__).main()
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        with output():
+            pass
     except KeyboardInterrupt:
         complain(prog, "interrupted")
         return EXIT_INTERRUPTED
@@ -45,13 +67,13 @@ def run(prog: str, module: str) -> int:
         give_up_stdout()
         complain(prog, "output was closed by its reader")
         return EXIT_PIPE
-    except OSError as error:
+    except OutputError as error:
         give_up_stdout()
-        complain(prog, f"{error.filename or 'output'}: {error.strerror or error}")
+        complain(prog, f"cannot write the output: {error}")
         return EXIT_ERROR
     return status
 
 
-def watch() -> int:
-    """hwerr-watch"""
+def hwerr_watch() -> int:
+    """Entry point of hwerr-watch."""
     return run("hwerr-watch", ".watch")

@@ -29,6 +29,7 @@ from . import (
     EXIT_OK,
     EXIT_USAGE,
     complain,
+    output,
 )
 
 PROG = "hwerr-watch"
@@ -230,6 +231,8 @@ def details(event: Event) -> Iterator[Segments]:
     if whom := hits(event, most=1000):
         yield [("    hits     ", "dim"), (whom.removeprefix("hits "), "")]
     yield [("    record   ", "dim"), (_flat(rest), "")]
+    if event.text:
+        yield [("    text     ", "dim"), (printable(event.text), "")]
     for name, value in form.items():
         for item in value if isinstance(value, list) else [value]:
             if isinstance(item, dict):
@@ -247,35 +250,39 @@ def lost_line(n: int) -> Segments:
 
 def plain_writer(lines: Lines) -> None:
     sys.stdout.write("".join("".join(text for text, _ in segs).rstrip() + "\n" for segs, _ in lines))
-    sys.stdout.flush()
 
 
-def rich_writer() -> Callable[[Lines], None]:
+def rich_writer(colour: bool) -> Callable[[Lines], None]:
     """Colour, and one line an event however narrow the terminal is."""
     from rich.console import Console
     from rich.text import Text
 
-    console = Console(highlight=False, markup=False, emoji=False)
+    class Pipe(Console):
+        """rich would end the process by itself."""
+
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError(errno.EPIPE, "output was closed by its reader")
+
+    console = Pipe(highlight=False, markup=False, emoji=False)
 
     def write(lines: Lines) -> None:
         for segs, one_line in lines:
-            text = Text.assemble(*segs)
+            text = Text.assemble(*(seg if colour else seg[0] for seg in segs))
             text.rstrip()
             if one_line and console.is_terminal:
                 console.print(text, no_wrap=True, overflow="ellipsis", crop=True)
             else:
                 console.print(text, soft_wrap=True)
-        sys.stdout.flush()
 
     return write
 
 
 def text_form(verbose: bool) -> Callable[[Sequence[Event]], None]:
-    colour = sys.stdout.isatty() or bool(os.environ.get("FORCE_COLOR"))
     write: Callable[[Lines], None] = plain_writer
-    if colour:
+    colour = not os.environ.get("NO_COLOR")
+    if sys.stdout.isatty() or (colour and os.environ.get("FORCE_COLOR")):
         try:
-            write = rich_writer()
+            write = rich_writer(colour)
         except ImportError:
             complain(PROG, "no colour: the Python package rich is not installed")
 
@@ -289,18 +296,23 @@ def text_form(verbose: bool) -> Callable[[Sequence[Event]], None]:
                 for more in details(event):
                     yield more, False
 
-    return lambda events: write(lines(events))
+    def show(events: Sequence[Event]) -> None:
+        with output():
+            write(lines(events))
+
+    return show
 
 
 def json_form(events: Sequence[Event]) -> None:
-    sys.stdout.write("".join(json.dumps(e.to_json()) + "\n" for e in events))
-    sys.stdout.flush()
+    with output():
+        sys.stdout.write("".join(json.dumps(e.to_json()) + "\n" for e in events))
 
 
 def show_stats(device: hwerr.Device, as_json: bool) -> None:
     info, stats = device.info(), device.stats()
     if as_json:
-        print(json.dumps(info.to_json() | stats.to_json()))
+        with output():
+            print(json.dumps(info.to_json() | stats.to_json()))
         return
     rows: list[tuple[str, str]] = [
         ("sources", " ".join(sorted(s.label for s in info.sources)) or "none attached"),
@@ -313,8 +325,9 @@ def show_stats(device: hwerr.Device, as_json: bool) -> None:
     rows += [(f"  {s.label}", str(n)) for s, n in stats.by_severity.items()]
     rows += [(f"  from {s.label}", str(n)) for s, n in stats.by_source.items() if n]
     rows += [("readers", f"{stats.readers}, this one included")]
-    for name, value in rows:
-        print(f"{name:20} {value}")
+    with output():
+        for name, value in rows:
+            print(f"{name:20} {value}")
 
 
 # -- main --------------------------------------------------------------------
@@ -392,9 +405,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         argcomplete.autocomplete(p)
     args = p.parse_args(argv)
-    if sys.stdout is None:
-        complain(PROG, "standard output is closed")
-        return EXIT_ERROR
     path = args.device
     try:
         return run(args)
