@@ -25,6 +25,7 @@ from testbed.victim import Victim
 import hwerr_notify as h
 
 S = h.Severity
+TOP = Path(__file__).resolve().parents[2]
 TICK = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 # Longer than an emulated CPU takes for anything here; nothing waits for it unless it fails.
 LIMIT = 60.0
@@ -470,3 +471,35 @@ def test_an_idle_watch_does_not_run(publisher: h.Device) -> None:
             return time.process_time() - used
 
     assert asyncio.run(main()) < 0.5
+
+
+# -- the consumer in C -------------------------------------------------------
+
+
+def test_the_example_in_c(publisher: h.Device) -> None:
+    program = TOP / "build/hwerr-poll"
+    source, include = TOP / "examples/hwerr-poll.c", TOP / "kmod/uapi"
+    warnings = ("-Wall", "-Wextra", "-Wpedantic", "-Werror")
+    subprocess.run(["gcc", *warnings, "-O2", "-o", program, source, f"-I{include}"], check=True)
+    readers = publisher.stats().readers
+    with subprocess.Popen([program, "-a"], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        try:
+            # It is there when it has opened the file. Nothing else tells, so the number is asked for again.
+            while publisher.stats().readers == readers and process.poll() is None:
+                select.select([process.stdout], [], [], 0.05)
+            seq = publisher.info().next_seq
+            publisher.publish(
+                record(1, S.FATAL, h.Guest(5, hva=0x7000, gpa=0x5000, len=4096, comm="qemu"), h.Edac(0)),
+                record(2, S.RECOVERABLE, h.Task(6, va=0x8000, len=64, comm="task"), h.Memory(0x9000, 64)),
+            )
+            lines = [process.stdout.readline().rstrip() for _ in range(5)]
+        finally:
+            process.kill()
+    assert lines == [
+        f"{seq} fatal source 9",
+        "  guest pid 5 qemu hva 0x7000 gpa 0x5000 len 4096",
+        f"{seq + 1} recoverable source 9",
+        "  task pid 6 task va 0x8000 len 64",
+        "  memory 0x9000 len 64",
+    ]
