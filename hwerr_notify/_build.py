@@ -22,7 +22,7 @@ HEADER = Path(__file__).resolve().parent.parent / "kmod/uapi/hwerr.h"
 SOURCE = Path(__file__).resolve().parent / "_scan.c"
 
 SCAN = """
-int hwerr_scan(const uint8_t *buf, size_t len, uint32_t *start, size_t *bad);
+int64_t hwerr_scan(const uint8_t *buf, size_t len);
 """
 
 

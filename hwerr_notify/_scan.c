@@ -20,45 +20,40 @@ static size_t info_min(uint16_t type)
 }
 
 /*
- * Checks the framing of whole records and writes the offset of each to @start,
- * which has room for len / sizeof(struct hwerr_record) + 1. Returns their number,
- * or -1 with the offset of what is wrong in @bad. @buf need not be aligned.
+ * Checks the framing of whole records. Returns -1 if all is well, else the offset
+ * of the record or info that is not. @buf need not be aligned.
  */
-static int hwerr_scan(const uint8_t *buf, size_t len, uint32_t *start, size_t *bad)
+static int64_t hwerr_scan(const uint8_t *buf, size_t len)
 {
 	size_t at = 0;
-	int n = 0;
 
 	while (at < len) {
 		struct hwerr_record rec;
 		size_t end, i;
 
-		*bad = at;
 		if (len - at < sizeof(rec))
-			return -1;
+			return at;
 		memcpy(&rec, buf + at, sizeof(rec));
 		if (rec.len % 8 || rec.hdr_len % 8 || rec.hdr_len < sizeof(rec) ||
 		    rec.hdr_len > rec.len || rec.len > len - at)
-			return -1;
+			return at;
 		end = at + rec.len;
 		for (i = at + rec.hdr_len; i < end; ) {
 			struct hwerr_info info;
 
-			*bad = i;
 			memcpy(&info, buf + i, sizeof(info));
 			if (info.len % 8 || info.len > end - i || info.len < info_min(info.type))
-				return -1;
+				return i;
 			if (info.type == HWERR_INFO_CPER) {
 				struct hwerr_info_cper cper;
 
 				memcpy(&cper, buf + i, sizeof(cper));
 				if (cper.data_len > info.len - sizeof(cper))
-					return -1;
+					return i;
 			}
 			i += info.len;
 		}
-		start[n++] = at;
 		at = end;
 	}
-	return n;
+	return -1;
 }

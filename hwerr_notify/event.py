@@ -11,11 +11,11 @@ from __future__ import annotations
 import dataclasses
 import struct
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 from uuid import UUID
 
-from ._uapi import ffi, lib
+from ._uapi import lib
 from .enums import Component, Flags, GuestFlags, InfoType, Kind, MfResult, Severity, Source, TaskFlags
 from .layout import Layout
 
@@ -381,32 +381,46 @@ _HEAD = Layout("hwerr_record")
 _I = TypeVar("_I")
 
 
-@dataclass(frozen=True, slots=True, init=False, repr=False)
 class Event:
-    """One record. Two events are equal if their bytes are.
+    """One record; immutable. Two events are equal if their bytes are.
 
-    `Event(raw)` takes the bytes of exactly one record; RecordError if they are not.
+    Made by `parse()`, `build()` and `from_bytes()`. Not a dataclass, and without an
+    __init__, because making one is most of what parsing costs.
     """
 
-    raw: bytes
-    _head: tuple[int, ...] = field(compare=False)
-    _infos: tuple[Info, ...] = field(compare=False)
+    __slots__ = ("_head", "_infos", "_raw")
 
-    def __init__(self, raw: bytes) -> None:
+    _raw: bytes
+    _head: tuple[int, ...]
+    _infos: tuple[Info, ...]
+
+    @classmethod
+    def from_bytes(cls, raw: bytes) -> Event:
+        """The record in `raw`; RecordError if it is not exactly one."""
         events = parse(raw)
         if len(events) != 1:
             raise RecordError(f"{len(events)} records where one was expected", 0)
-        _set_raw(self, events[0].raw)
-        _set_head(self, events[0]._head)
+        return events[0]
+
+    def __eq__(self, other: object) -> bool:
+        return self._raw == other._raw if isinstance(other, Event) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._raw)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.raw,)
+        return Event.from_bytes, (self._raw,)
 
     def __bytes__(self) -> bytes:
-        return self.raw
+        return self._raw
 
     def __repr__(self) -> str:
         return f"<Event {self.seq} {self.source} {self.severity}: {self.message}>"
+
+    @property
+    def raw(self) -> bytes:
+        """The record's bytes, as read(2) gave them."""
+        return self._raw
 
     @property
     def version(self) -> int:
@@ -494,7 +508,7 @@ class Event:
         try:
             return self._infos
         except AttributeError:
-            raw, at, found = self.raw, self._head[_HDR_LEN], []
+            raw, at, found = self._raw, self._head[_HDR_LEN], []
             while at < self._head[_LEN]:
                 length, kind, _ = _INFO.struct.unpack_from(raw, at)
                 get = _GET.get(kind)
@@ -502,7 +516,7 @@ class Event:
                     get(raw, at, length) if get else Unknown(kind, raw[at + _INFO.size : at + length])
                 )
                 at += length
-            _set_infos(self, tuple(found))
+            self._infos = tuple(found)
             return self._infos
 
     def _all(self, kind: type[_I]) -> tuple[_I, ...]:
@@ -564,13 +578,13 @@ class Event:
                 name, uuid = lookup(info)
                 info = dataclasses.replace(info, name=name, uuid=uuid)
             infos.append(info)
-        return _make(self.raw, self._head, tuple(infos))
+        return _make(self._raw, self._head, tuple(infos))
 
     def with_lost(self, lost: int) -> Event:
         """The same event with another number of records lost before it."""
         head = list(self._head)
         head[_LOST] = lost
-        raw = _HEAD.struct.pack(*head) + self.raw[_HEAD.size :]
+        raw = _HEAD.struct.pack(*head) + self._raw[_HEAD.size :]
         return _make(raw, tuple(head), self.infos)
 
     def to_json(self) -> dict[str, Any]:
@@ -580,19 +594,11 @@ class Event:
         return to_json(self)
 
 
-# The slots of a frozen dataclass, written once when an event is made.
-_slots: Any = Event
-_set_raw = _slots.raw.__set__
-_set_head = _slots._head.__set__
-_set_infos = _slots._infos.__set__
-_new = Event.__new__
-
-
 def _make(raw: bytes, head: tuple[int, ...], infos: tuple[Info, ...]) -> Event:
-    event = _new(Event)
-    _set_raw(event, raw)
-    _set_head(event, head)
-    _set_infos(event, infos)
+    event = Event()
+    event._raw = raw
+    event._head = head
+    event._infos = infos
     return event
 
 
@@ -603,20 +609,20 @@ def parse(data: bytes | bytearray | memoryview) -> list[Event]:
     """
     raw = bytes(data)
     size = len(raw)
-    starts = ffi.new("uint32_t[]", size // _HEAD.size + 1)
-    bad = ffi.new("size_t *")
-    n = lib.hwerr_scan(raw, size, starts, bad)
-    if n < 0:
-        raise _record_error(raw, bad[0])
+    bad = lib.hwerr_scan(raw, size)
+    if bad >= 0:
+        raise _record_error(raw, bad)
     events: list[Event] = []
-    append, new, set_raw, set_head = events.append, _new, _set_raw, _set_head
-    unpack, cls = _HEAD.struct.unpack_from, Event
-    for at in ffi.unpack(starts, n) if n else ():
+    append, unpack, new = events.append, _HEAD.struct.unpack_from, Event
+    at = 0
+    while at < size:
         head = unpack(raw, at)
-        event = new(cls)
-        set_raw(event, raw[at : at + head[0]])
-        set_head(event, head)
+        end = at + head[0]
+        event = new()
+        event._raw = raw[at:end]
+        event._head = head
         append(event)
+        at = end
     return events
 
 
@@ -626,7 +632,7 @@ def _record_error(raw: bytes, at: int) -> RecordError:
     start = 0
     while start < at:
         # A record before `at` was good, or `at` is inside it.
-        (length,) = ffi.unpack(ffi.from_buffer("uint32_t[]", raw[start : start + 4]), 1)
+        length = _HEAD.struct.unpack_from(raw, start)[_LEN]
         if start + length > at:
             return RecordError("info of a wrong length", at)
         start += length
@@ -691,7 +697,7 @@ def build(
         raise ValueError(f"a field does not fit: {error}") from None
     if len(raw) > RECORD_MAX:
         raise ValueError(f"{len(raw)} bytes are more than a record may have ({RECORD_MAX}): give fewer infos")
-    return Event(raw)
+    return Event.from_bytes(raw)
 
 
 def encode(events: Iterable[Event | bytes]) -> bytes:

@@ -44,7 +44,7 @@ def parse_or_error(data: bytes) -> list[h.Event] | None:
 
 @given(st.lists(infos, max_size=5), heads)
 def test_what_is_built_is_what_is_parsed(parts: list[h.Info], head: dict) -> None:
-    event = h.Event(h.build(*parts, **head).raw)
+    event = h.Event.from_bytes(h.build(*parts, **head).raw)
     assert event.infos == tuple(parts)
     assert {name: getattr(event, name) for name in head} == head
 
@@ -80,9 +80,9 @@ def test_a_cut_record_is_an_error(event: h.Event, cut: int) -> None:
 def test_nothing_is_no_record() -> None:
     assert h.parse(b"") == []
     with pytest.raises(h.RecordError):
-        h.Event(b"")
+        h.Event.from_bytes(b"")
     with pytest.raises(h.RecordError, match="2 records"):
-        h.Event(SAMPLE.raw * 2)
+        h.Event.from_bytes(SAMPLE.raw * 2)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_a_longer_head_and_longer_infos_are_stepped_over() -> None:
     assert first.infos == SAMPLE.infos
     assert second == SAMPLE
     assert first.with_lost(5).infos == SAMPLE.infos
-    assert h.Event(first.with_lost(5).raw).lost == 5
+    assert h.Event.from_bytes(first.with_lost(5).raw).lost == 5
 
 
 def test_numbers_of_the_future_are_kept() -> None:
@@ -140,7 +140,7 @@ def test_numbers_of_the_future_are_kept() -> None:
     for field in ("severity", "source", "kind", "component"):
         raw[offset(field)] = 200
     struct.pack_into("=I", raw, offset("flags"), 1 << 31 | lib.HWERR_F_SOFTWARE)
-    event = h.Event(bytes(raw))
+    event = h.Event.from_bytes(bytes(raw))
     assert event.severity == 200
     assert event.severity > h.Severity.FATAL
     assert event.severity is h.Severity(200)
@@ -162,8 +162,8 @@ def test_an_unknown_info_is_kept_as_bytes() -> None:
 def test_bytes_that_are_no_utf8_are_shown_as_escapes() -> None:
     event = h.build(h.Task(1, comm="abc"), severity=h.Severity.INFO)
     raw = event.raw.replace(b"abc\0", b"a\xff\x1b\0")
-    assert h.Event(raw).tasks[0].comm == "a\\xff\x1b"
-    assert "\x1b" not in h.Event(raw).message
+    assert h.Event.from_bytes(raw).tasks[0].comm == "a\\xff\x1b"
+    assert "\x1b" not in h.Event.from_bytes(raw).message
 
 
 def test_a_text_is_cut_between_characters() -> None:
@@ -183,7 +183,7 @@ def test_no_kvm_guest_has_no_gpa() -> None:
 
 
 def test_events_are_values() -> None:
-    twin = h.Event(SAMPLE.raw)
+    twin = h.Event.from_bytes(SAMPLE.raw)
     assert twin == SAMPLE
     assert hash(twin) == hash(SAMPLE)
     assert len({twin, SAMPLE}) == 1
