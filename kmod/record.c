@@ -206,8 +206,8 @@ struct hwerr_info_memory *hwerr_draft_memory(struct hwerr_draft *d, u64 addr, u6
 
 /*
  * If this corrected error is one of the last second, counts it there and
- * returns true. Else makes an entry for it, if there is room, so that the next
- * finds it: *@entry, to be completed by recent_first().
+ * returns true. Else makes an entry for it, unless all have repetitions to tell, so
+ * that the next finds it: *@entry, to be completed by recent_first().
  */
 static bool recent_repeats(struct hwerr_record *rec, u64 ident, struct hwerr_recent **entry)
 {
@@ -227,7 +227,8 @@ static bool recent_repeats(struct hwerr_record *rec, u64 ident, struct hwerr_rec
 			repeats = true;
 			break;
 		}
-		if (!e->ident && !room)
+		/* Free, else the one that began longest ago and has nothing to tell. */
+		if (!e->pending && (!room || (room->ident && (!e->ident || e->until < room->until))))
 			room = e;
 	}
 	if (repeats) {
@@ -253,9 +254,8 @@ static bool recent_repeats(struct hwerr_record *rec, u64 ident, struct hwerr_rec
 }
 
 /*
- * The entry cannot have been reused: it is free only after its window, and with
- * @id 0 the work item leaves it alone. A first record that takes longer than
- * the window to get here finds another @ident, and completes nothing.
+ * With @id 0 the work item leaves the entry alone. It may have been given to
+ * another error meanwhile: then @ident is another, and nothing is completed.
  */
 static void recent_first(struct hwerr_recent *e, u64 ident, struct hwerr_record *rec)
 {
