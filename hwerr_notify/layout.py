@@ -32,7 +32,8 @@ class Layout:
     """A C struct: bytes to values by name, and back.
 
     Nested structs come as `head.len`, flexible arrays not at all, an array of
-    bytes as bytes and any other as a tuple.
+    bytes as bytes and any other as a tuple. RuntimeError for a struct with padding that
+    its declaration does not name: the protocol has none.
     """
 
     def __init__(self, name: str) -> None:
@@ -44,7 +45,7 @@ class Layout:
         self.struct = struct.Struct(f"={text}")
         self.size: int = ffi.sizeof(f"struct {name}")
         if self.struct.size != at or at != self.size:
-            raise RuntimeError(f"struct {name}: cannot be described to the struct module")
+            raise RuntimeError(f"struct {name}: a hole at its end")
         self._blank = list(self.struct.unpack(bytes(at)))
 
     def _walk(self, ctype: Any, prefix: str, base: int) -> tuple[str, int]:
@@ -52,9 +53,8 @@ class Layout:
         for name, field in ctype.fields:
             if field.type.kind == "array" and not field.type.length:
                 continue
-            if field.offset + base > at:
-                text += f"{field.offset + base - at}x"
-                at = field.offset + base
+            if field.offset + base != at:
+                raise RuntimeError(f"{ctype.cname}: a hole before {name}")
             if field.type.kind == "struct":
                 inner, at = self._walk(field.type, f"{prefix}{name}.", at)
                 text += inner

@@ -11,8 +11,10 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
+from math import inf
 from pathlib import Path
 from threading import Lock
+from time import monotonic
 from uuid import UUID
 
 from .event import Guest
@@ -21,6 +23,9 @@ __all__ = ["Names", "qemu_identity"]
 
 Identity = tuple[str | None, UUID | None]
 NOBODY: Identity = (None, None)
+
+# How long "no name" or "no UUID" is believed, seconds.
+RETRY_S = 2.0
 
 _CLOCK_TICKS: int = os.sysconf("SC_CLK_TCK")
 
@@ -68,29 +73,29 @@ class Names:
         self._limit = limit
         self._proc = proc
         self._libvirt = libvirt
-        self._known: OrderedDict[tuple[int, int], Identity] = OrderedDict()
+        self._known: OrderedDict[tuple[int, int], tuple[Identity, float]] = OrderedDict()
         self._lock = Lock()
 
     def __call__(self, guest: Guest) -> Identity:
         """Name and UUID of the guest, as far as they can be known."""
         key = guest.pid, guest.start_ns
+        now = monotonic()
         with self._lock:
-            if key in self._known:
+            known, until = self._known.get(key, (NOBODY, 0.0))
+            if now < until:
                 self._known.move_to_end(key)
-                return self._known[key]
-        found = self._look_up(guest)
-        if found == NOBODY:
-            # The process may be about to get a name (libvirt writes its files after exec).
-            return found
+                return known
+        name, uuid = self._look_up(guest)
+        found = name or known[0], uuid or known[1]
+        # A process may get its name later: libvirt writes its files after the start.
+        until = inf if all(found) else now + RETRY_S
         with self._lock:
-            self._known[key] = found
+            self._known[key] = found, until
             while len(self._known) > self._limit:
                 self._known.popitem(last=False)
         return found
 
     def _look_up(self, guest: Guest) -> Identity:
-        if not self._is(guest):
-            return NOBODY
         try:
             data = (self._proc / str(guest.pid) / "cmdline").read_bytes()
         except OSError:
@@ -99,7 +104,7 @@ class Names:
         if name is None or uuid is None:
             libvirt_name, libvirt_uuid = self._from_libvirt(guest.pid)
             name, uuid = name or libvirt_name, uuid or libvirt_uuid
-        # What was read is of this process only if it is still there.
+        # Asked last: what was read is of this process if it is still there.
         return (name, uuid) if self._is(guest) else NOBODY
 
     def _is(self, guest: Guest) -> bool:

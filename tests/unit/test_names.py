@@ -11,6 +11,7 @@ from uuid import UUID
 import pytest
 
 import hwerr_notify as h
+from hwerr_notify import names
 from hwerr_notify.names import Names, qemu_identity
 
 U = UUID("12345678-1234-5678-1234-567812345678")
@@ -98,7 +99,23 @@ def test_what_is_remembered_is_bounded(world: World) -> None:
     for guest in guests:
         world.names(guest)
     shutil.rmtree(world.proc)
-    assert [world.names(g)[0] for g in guests] == [None, None, "vm3", "vm4", "vm5"]
+    assert [world.names(g)[0] for g in reversed(guests)] == ["vm5", "vm4", "vm3", None, None]
+
+
+def test_no_name_is_asked_again_later_and_a_name_is_kept(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = 100.0
+    monkeypatch.setattr(names, "monotonic", lambda: clock)
+    guest = world.process(7, 100, "vmm")
+    assert world.names(guest) == (None, None)
+    world.domain("db1", 7, "<domain><name>db1</name></domain>")
+    assert world.names(guest) == (None, None), "believed for a moment"
+    clock += names.RETRY_S
+    assert world.names(guest) == ("db1", None)
+    shutil.rmtree(world.proc)
+    clock += names.RETRY_S
+    assert world.names(guest) == ("db1", None), "kept when the process has gone"
 
 
 def test_from_libvirt(world: World) -> None:
