@@ -6,8 +6,8 @@
  * task_lock() keeps the table, files->file_lock the files in it. Both are
  * spinlocks of process context. A context that could have been preempted holds
  * neither, and may take them. Any other may have interrupted their holder on
- * this CPU: then a lock that is free is not held here, and one that is not is
- * tried a few times and given up.
+ * this CPU: there a lock is tried, a bounded number of times, and taken only
+ * after it was seen free, which the interrupted context cannot change.
  */
 #include <linux/fdtable.h>
 #include <linux/rcupdate.h>
@@ -20,7 +20,7 @@
 
 /* Files seen in one hold of the locks, as UPDATE_CLASSID_BATCH. */
 #define FILES_BATCH	1000
-/* Files of a process that are looked at at all. */
+/* Files of a process that are looked at. */
 #define FILES_MAX	(128 * FILES_BATCH)
 #define LOCK_TRIES	1000
 
@@ -42,42 +42,55 @@ static int files_one(const void *arg, struct file *file, unsigned int fd)
 	return --w->batch ? 0 : fd + 1;
 }
 
-static bool lock_task(struct hwerr_owners *o, struct task_struct *task)
+/* Looks at the next batch of files from @fd on; where to go on, 0 at the end. */
+static int files_batch(struct hwerr_owners *o, struct task_struct *task, int fd,
+		       struct files_walk *w)
 {
+	struct files_struct *files;
 	int i;
 
+	w->batch = FILES_BATCH;
 	if (o->may_sleep) {
 		task_lock(task);
-		return true;
+		fd = iterate_fd(task->files, fd, files_one, w);
+		task_unlock(task);
+		return fd;
 	}
 	for (i = 0; i < LOCK_TRIES; i++) {
-		if (spin_trylock(&task->alloc_lock)) {
-			if (!task->files || !spin_is_locked(&task->files->file_lock))
-				return true;
-			spin_unlock(&task->alloc_lock);
+		if (!spin_trylock(&task->alloc_lock)) {
+			cpu_relax();
+			continue;
 		}
-		cpu_relax();
+		files = task->files;
+		if (files) {
+			if (!spin_trylock(&files->file_lock)) {
+				spin_unlock(&task->alloc_lock);
+				cpu_relax();
+				continue;
+			}
+			spin_unlock(&files->file_lock);
+		}
+		fd = iterate_fd(files, fd, files_one, w);
+		spin_unlock(&task->alloc_lock);
+		return fd;
 	}
-	return false;
+	return -EBUSY;
 }
 
 static int files_of(struct hwerr_owners *o, struct task_struct *task,
 		    struct files_walk *w)
 {
-	unsigned int seen = 0;
+	unsigned int seen;
 	int fd = 0;
 
-	do {
-		w->batch = FILES_BATCH;
-		if (!lock_task(o, task))
-			return -EBUSY;
-		fd = iterate_fd(task->files, fd, files_one, w);
-		task_unlock(task);
+	for (seen = 0; seen < FILES_MAX; seen += FILES_BATCH) {
+		fd = files_batch(o, task, fd, w);
 		if (w->found)
 			return 1;
-		seen += FILES_BATCH;
-	} while (fd && seen < FILES_MAX);
-	return fd ? -EBUSY : 0;
+		if (fd <= 0)
+			return fd;
+	}
+	return -EBUSY;
 }
 
 int hwerr_files_each(struct hwerr_owners *o, struct task_struct *task,

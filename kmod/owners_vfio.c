@@ -28,7 +28,7 @@
 
 /* Processes looked at: without a chance to be preempted, and with. */
 #define PROCESSES_ATOMIC	1024
-#define PROCESSES_MAX		(1 << 20)
+#define PROCESSES_MAX		1000000
 
 static bool leads_to(const void *from, const struct device *dev, int hops)
 {
