@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: MIT
+# PYTHON_ARGCOMPLETE_OK
 """Commands. The only part of the package that prints.
 
 What is here loads fast and is all that runs before a command can answer Ctrl-C.

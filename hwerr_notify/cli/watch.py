@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """hwerr-watch: look at hardware errors as they come."""
 
-# PYTHON_ARGCOMPLETE_OK
 from __future__ import annotations
 
 import argparse
