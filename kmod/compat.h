@@ -75,4 +75,68 @@ static inline struct task_struct *hwerr_mm_owner(struct mm_struct *mm)
 #endif
 }
 
+/*
+ * source_*.c: what the kernel's error reports look like
+ */
+#include <linux/cper.h>
+#include <ras/ras_event.h>
+
+/*
+ * arm_event tells severity and CPU since 05954511b73e ("RAS: Report all ARM
+ * processor CPER information to userspace"), which stable kernels have as well:
+ * so its type is looked at, not the version.
+ */
+#define HWERR_ARM_EVENT_HAS_SEVERITY						\
+	(!__builtin_types_compatible_p(typeof(trace_arm_event),			\
+				       void (const struct cper_sec_proc_arm *)))
+
+/* enum mf_action_page_type, which is no ABI, in words; NULL if not known. */
+static inline const char *hwerr_mf_type_name(int type)
+{
+	switch (type) {
+	case MF_MSG_KERNEL:
+		return "reserved kernel page";
+	case MF_MSG_KERNEL_HIGH_ORDER:
+		return "high-order kernel page";
+	case MF_MSG_HUGE:
+		return "huge page";
+	case MF_MSG_FREE_HUGE:
+		return "free huge page";
+	case MF_MSG_UNMAP_FAILED:
+		return "page that could not be unmapped";
+	case MF_MSG_DIRTY_SWAPCACHE:
+		return "dirty page in the swap cache";
+	case MF_MSG_CLEAN_SWAPCACHE:
+		return "clean page in the swap cache";
+	case MF_MSG_DIRTY_MLOCKED_LRU:
+		return "dirty locked page";
+	case MF_MSG_CLEAN_MLOCKED_LRU:
+		return "clean locked page";
+	case MF_MSG_DIRTY_UNEVICTABLE_LRU:
+		return "dirty unevictable page";
+	case MF_MSG_CLEAN_UNEVICTABLE_LRU:
+		return "clean unevictable page";
+	case MF_MSG_DIRTY_LRU:
+		return "dirty page";
+	case MF_MSG_CLEAN_LRU:
+		return "clean page";
+	case MF_MSG_TRUNCATED_LRU:
+		return "truncated page";
+	case MF_MSG_BUDDY:
+		return "free page";
+	case MF_MSG_DAX:
+		return "DAX page";
+	case MF_MSG_UNSPLIT_THP:
+		return "transparent huge page that could not be split";
+	/* 6.11, b8b9488d50b7 ("mm/memory-failure: improve memory failure action_result") */
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 11, 0)
+	case MF_MSG_GET_HWPOISON:
+		return "page that could not be held";
+	case MF_MSG_ALREADY_POISONED:
+		return "page that was poisoned already";
+#endif
+	}
+	return NULL;
+}
+
 #endif /* _HWERR_COMPAT_H */

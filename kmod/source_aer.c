@@ -1,66 +1,71 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * PCIe AER, from the aer_event tracepoint.
+ * PCI Express errors, from the aer_event tracepoint.
  *
- * Raised by aer_print_error() in the root port's interrupt thread, by
- * cper_print_aer() from the work item that GHES queues, and by pci_dpc: process
- * context each time. Tracepoint probes run with preemption off.
+ * It is raised for native AER and DPC (threaded interrupt) and for firmware's
+ * (aer_recover_work_func(), a work item), with the status less what is masked:
+ * one event may have several bits, reserved ones included.
  */
-#include <linux/aer.h>
 #include <linux/kernel.h>
 #include <linux/pci.h>
 
 #include "classify.h"
+#include "compat.h"
 #include "hwerr.h"
 
-/* @tlp: four words, whatever the kernel calls their struct. */
-static void aer_probe(void *data, const char *name, const u32 status, const u8 severity,
-		      const u8 tlp_valid, void *tlp)
+/* Task context, preemption off. @tlp: four words, in every kernel's type. */
+static void aer_probe(void *data, const char *dev_name, const u32 status,
+		      const u8 severity, const u8 tlp_valid, const u32 *tlp)
 {
-	struct hwerr_class c = hwerr_class_aer(severity);
-	unsigned int domain, bus, slot, fn;
+	struct hwerr_class class = hwerr_class_aer(severity);
+	unsigned int domain, bus, dev, fn;
 	struct hwerr_info_pci *i;
 	struct hwerr_draft *d;
 
-	d = hwerr_draft_get(HWERR_SRC_AER, c.severity);
+	d = hwerr_draft_get(HWERR_SRC_AER, class.severity);
 	if (!d)
 		return;
-	d->rec.kind = c.kind;
-	d->rec.component = c.component;
+	d->rec.kind = class.kind;
+	d->rec.component = class.component;
+	d->rec.flags |= class.flags;
 	d->rec.raw_severity = severity;
 	i = hwerr_draft_info(d, HWERR_INFO_PCI, sizeof(*i));
+	if (!i)
+		goto submit;
 	i->status = status;
 	i->vendor = 0xffff;
+	i->device = 0xffff;
 	if (tlp_valid && tlp) {
-		i->flags = HWERR_PCI_TLP;
+		i->flags |= HWERR_PCI_TLP;
 		memcpy(i->tlp, tlp, sizeof(i->tlp));
 	}
-	if (sscanf(name, "%x:%x:%x.%x", &domain, &bus, &slot, &fn) == 4) {
+	if (sscanf(dev_name, "%x:%x:%x.%x", &domain, &bus, &dev, &fn) == 4) {
 		i->domain = domain;
 		i->bus = bus;
-		i->devfn = PCI_DEVFN(slot, fn);
+		i->devfn = PCI_DEVFN(dev, fn);
+		d->ident = hwerr_ident(HWERR_SRC_AER, domain, bus << 8 | i->devfn,
+				       status, severity);
+		/* The reporter holds a reference: no put of this walk is the last. */
 		d->pdev = pci_get_domain_bus_and_slot(domain, bus, i->devfn);
-	} else {
-		hwerr_draft_text(d, "%s", name);
 	}
 	if (d->pdev) {
 		i->vendor = d->pdev->vendor;
 		i->device = d->pdev->device;
+	} else {
+		d->rec.flags |= HWERR_F_OWNERS_UNKNOWN;
 	}
-	d->ident = hwerr_ident(HWERR_SRC_AER, (u64)i->domain << 32 | i->bus << 8 | i->devfn,
-			       status, (u64)i->tlp[0] << 32 | i->tlp[1],
-			       (u64)i->tlp[2] << 32 | i->tlp[3]);
+submit:
 	hwerr_submit(d);
 }
 
 static struct hwerr_tp aer_tp = { .name = "aer_event", .probe = aer_probe };
 
-static int aer_init(void)
+static int aer_source_init(void)
 {
 	return hwerr_tp_attach(&aer_tp);
 }
 
-static void aer_exit(void)
+static void aer_source_exit(void)
 {
 	hwerr_tp_detach(&aer_tp);
 }
@@ -68,6 +73,6 @@ static void aer_exit(void)
 const struct hwerr_source_ops hwerr_source_aer = {
 	.name = "aer",
 	.sources = BIT_ULL(HWERR_SRC_AER),
-	.init = aer_init,
-	.exit = aer_exit,
+	.init = aer_source_init,
+	.exit = aer_source_exit,
 };

@@ -1,30 +1,47 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Machine checks, from the decode chain.
+ * Machine checks, from the kernel's decode chain.
  *
- * The chain runs in process context, from the work item that empties the pool
- * into which the #MC handler, the CMCI handler and the poller put records, so
- * the callback may wait. At the highest priority it runs before
- * uc_decode_notifier() calls memory_failure(): the page is still mapped, and who
- * maps it can be found. It always lets the others go on.
+ * The chain, not the mce_record tracepoint: it runs in a work item (mce_work),
+ * with the kernel's own severity, and at our priority before the notifier that
+ * calls memory_failure(): the page is still mapped, and its owners are found.
+ * Corrected Errors Collector and EDAC come after us and are not kept from it.
+ *
+ * A firmware (GHES) memory error comes here too, as a made-up machine check of
+ * bank 255 (apei_mce_report_mem_error()). It is published as what it is, a
+ * firmware record, and only from here: its other face in the kernel, mc_event
+ * of ghes_edac, is linked to it by its page.
  */
+#include <linux/cper.h>
 #include <linux/notifier.h>
+#include <linux/slab.h>
+#include <acpi/apei.h>
+#include <asm/cpufeature.h>
 #include <asm/mce.h>
 #include <asm/processor.h>
 
 #include "classify.h"
+#include "compat.h"
 #include "hwerr.h"
 
-/*
- * apei_mce_report_mem_error() dresses a corrected memory error of the firmware as a
- * machine check of bank -1, so that the kernel's own consumers see it.
- */
-static bool from_firmware(const struct mce *m)
+static u32 mce_facts(const struct mce *m)
 {
-	return m->bank == 0xff;
+	u32 facts = 0;
+
+	if (m->inject_flags & MCJ_EXCEPTION)
+		facts |= HWERR_MCE_EXCEPTION;
+	if (m->kflags & MCE_IN_KERNEL_RECOV)
+		facts |= HWERR_MCE_KERNEL_RECOV;
+	if (boot_cpu_has(X86_FEATURE_SMCA))
+		facts |= HWERR_MCE_SMCA;
+	if (boot_cpu_has(X86_FEATURE_OVERFLOW_RECOV))
+		facts |= HWERR_MCE_OVERFLOW_RECOV;
+	if (boot_cpu_has(X86_FEATURE_SUCCOR))
+		facts |= HWERR_MCE_SUCCOR;
+	return facts;
 }
 
-static void fill(struct hwerr_info_mce *i, const struct mce *m)
+static void mce_fill(struct hwerr_info_mce *i, const struct mce *m)
 {
 	i->status = m->status;
 	i->addr = m->addr;
@@ -45,42 +62,77 @@ static void fill(struct hwerr_info_mce *i, const struct mce *m)
 	i->cs = m->cs;
 }
 
-/* Process context. */
+/* Firmware's own severity, as apei_mce_report_mem_error() put it into the status. */
+static u32 firmware_severity(const struct mce *m)
+{
+	if (m->status & MCI_STATUS_PCC)
+		return CPER_SEV_FATAL;
+	return m->status & MCI_STATUS_UC ? CPER_SEV_RECOVERABLE : CPER_SEV_CORRECTED;
+}
+
+/* Task context. @flags: more flags for the record. */
+static void mce_publish(struct mce *m, u32 flags)
+{
+	struct hwerr_info_mce info = {};
+	struct hwerr_info_mce *i;
+	u32 facts = mce_facts(m);
+	struct hwerr_class class;
+	struct hwerr_draft *d;
+	bool firmware, physical;
+
+	mce_fill(&info, m);
+	class = hwerr_class_mce(&info, facts);
+	firmware = hwerr_mce_is_firmware(&info);
+	d = hwerr_draft_get(firmware ? HWERR_SRC_CPER : HWERR_SRC_MCE, class.severity);
+	if (!d)
+		return;
+	d->rec.kind = class.kind;
+	d->rec.component = class.component;
+	d->rec.flags |= class.flags | flags;
+	d->rec.raw_severity = firmware ? firmware_severity(m) : m->severity;
+	d->rec.count = hwerr_mce_count(&info);
+	d->rec.cpu = m->extcpu;
+	if (flags & HWERR_F_EARLIER) {
+		d->rec.time_mono_ns = 0;
+		d->rec.time_real_ns = m->time * NSEC_PER_SEC;
+	}
+	d->ident = hwerr_ident(d->rec.source, m->bank | (u64)m->extcpu << 8,
+			       hwerr_mce_status_ident(&info), m->addr, m->misc);
+
+	i = hwerr_draft_info(d, HWERR_INFO_MCE, sizeof(*i));
+	if (i) {
+		info.head = i->head;
+		*i = info;
+	}
+	/* On kernels before 6.7 their answer is too generous for AMD; see there. */
+	physical = hwerr_mce_addr_is_physical(&info, facts) &&
+		   (firmware || mce_usable_address(m));
+	if (physical) {
+		u64 len = hwerr_mce_addr_len(&info);
+		/* Above the physical bits there are keys of memory encryption. */
+		u64 addr = m->addr & GENMASK_ULL(boot_cpu_data.x86_phys_bits - 1, 0);
+
+		hwerr_draft_memory(d, addr & ~(len - 1), len);
+		/* What was there then is not who is there now. */
+		if (flags & HWERR_F_EARLIER)
+			d->phys_len = 0;
+	} else if (mce_is_memory_error(m)) {
+		d->rec.flags |= HWERR_F_OWNERS_UNKNOWN;
+	}
+	if (hwerr_mce_is_yellow(&info))
+		hwerr_draft_text(d, "corrected errors above the threshold (status yellow)");
+	hwerr_submit(d);
+}
+
+/* Work item (mce_gen_pool_process()), may sleep. @data: struct mce, also from 6.13 on. */
 static int mce_notify(struct notifier_block *nb, unsigned long val, void *data)
 {
 	struct mce *m = data;
-	struct hwerr_class c;
-	struct hwerr_info_mce *i;
-	struct hwerr_draft *d;
 
 	if (!m)
 		return NOTIFY_DONE;
-	c = hwerr_class_mce(m->cpuvendor, m->status, m->mcgstatus, m->mcgcap, m->ipid);
-	d = hwerr_draft_get(from_firmware(m) ? HWERR_SRC_CPER : HWERR_SRC_MCE, c.severity);
-	if (!d)
-		return NOTIFY_DONE;
-	d->rec.kind = c.kind;
-	d->rec.component = c.component;
-	if (c.action_required)
-		d->rec.flags |= HWERR_F_ACTION_REQUIRED;
-	d->rec.cpu = m->extcpu;
-	d->rec.raw_severity = m->severity;
-	i = hwerr_draft_info(d, HWERR_INFO_MCE, sizeof(*i));
-	if (i)
-		fill(i, m);
-	/*
-	 * Whether MCi_ADDR is a physical address is the vendor's to say, and the
-	 * kernel's to know: by hand it is gotten wrong (e.g. AMD before Zen).
-	 */
-	if (mce_usable_address(m)) {
-		u64 len = hwerr_mce_range(m->status, m->misc);
-
-		hwerr_draft_memory(d, m->addr & ~(len - 1), len);
-	}
-	d->ident = hwerr_ident(d->rec.source, (u64)m->extcpu << 32 | m->bank, m->status,
-			       m->addr, m->misc);
-	hwerr_submit(d);
-	return NOTIFY_DONE;
+	mce_publish(m, 0);
+	return NOTIFY_OK;
 }
 
 static struct notifier_block mce_nb = {
@@ -88,14 +140,14 @@ static struct notifier_block mce_nb = {
 	.priority = MCE_PRIO_HIGHEST,
 };
 
-static int mce_init(void)
+static int mce_source_init(void)
 {
 	mce_register_decode_chain(&mce_nb);
 	return 0;
 }
 
-/* Waits for a callback that runs: the chain is a blocking one. */
-static void mce_exit(void)
+/* Waits for a running callback: the chain's rwsem is taken for writing. */
+static void mce_source_exit(void)
 {
 	mce_unregister_decode_chain(&mce_nb);
 }
@@ -103,6 +155,6 @@ static void mce_exit(void)
 const struct hwerr_source_ops hwerr_source_mce = {
 	.name = "mce",
 	.sources = BIT_ULL(HWERR_SRC_MCE),
-	.init = mce_init,
-	.exit = mce_exit,
+	.init = mce_source_init,
+	.exit = mce_source_exit,
 };

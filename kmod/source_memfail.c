@@ -1,208 +1,295 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Pages taken out of use, from memory_failure() and its tracepoint.
+ * Pages that the kernel took out: memory_failure().
  *
- * memory_failure_event tells the outcome, when the page is unmapped and nobody can
- * be found any more. So a kprobe at the entry finds the owners, and puts the draft
- * aside by page frame; the tracepoint completes it. Without kprobes the
- * tracepoint alone makes the record.
+ * Its result is told by the memory_failure_event tracepoint; then the page is
+ * unmapped and nobody owns it any more. So a return probe looks at its start:
+ * the entry handler makes the draft and finds the owners, the tracepoint, in the
+ * same task and inside the call, completes and submits it, and the return
+ * handler gives up a draft whose call ended without a result (page outside the
+ * kernel's control, test filter). Without the probe the tracepoint alone makes
+ * the record, with owners unknown.
  *
- * memory_failure() is process context. The kprobe's handler runs with preemption
- * off, and so does the tracepoint's probe.
+ * soft_offline_page() moves a page that still works: not an error of its own.
  */
 #include <linux/kprobes.h>
-#include <linux/memory_hotplug.h>
 #include <linux/mm.h>
 #include <linux/mmzone.h>
-#include <linux/nodemask.h>
-#include <linux/ptrace.h>
+#include <linux/memory_hotplug.h>
+#include <linux/preempt.h>
 #include <linux/sched.h>
+#include <linux/spinlock.h>
 
 #include "classify.h"
+#include "compat.h"
 #include "hwerr.h"
 
-/* Calls of memory_failure() under way, or that ended without an outcome. */
-#define ASIDE		16
-/* Poisoned pages that are reported at load. */
-#define EARLIER_MAX	256
+#define CALLS_MAX	16
+#define SEEN_MAX	64
 
-static DEFINE_RAW_SPINLOCK(aside_lock);		/* guards the table */
+/**
+ * struct memfail_call - a call of memory_failure() under way
+ * @task: caller, NULL if the slot is free
+ * @pfn: its page
+ * @flags: enum mf_flags
+ * @draft: NULL once submitted, or if there was none (counted as a loss)
+ */
+struct memfail_call {
+	struct task_struct *task;
+	unsigned long pfn;
+	int flags;
+	struct hwerr_draft *draft;
+};
+
 static struct {
-	struct hwerr_draft *d;
-	u64 pfn;
-	bool action_required;
-} aside[ASIDE];
-static unsigned int aside_next;
+	raw_spinlock_t lock;			/* guards the rest */
+	struct memfail_call call[CALLS_MAX];
+	unsigned long seen[SEEN_MAX];		/* pages told live, plus one */
+	unsigned int next_seen;
+} memfail = {
+	.lock = __RAW_SPIN_LOCK_UNLOCKED(memfail.lock),
+};
 
-static struct hwerr_draft *draft(u64 pfn)
+static struct hwerr_draft *memfail_draft(unsigned long pfn)
 {
-	struct hwerr_draft *d = hwerr_draft_get(HWERR_SRC_MEMORY_FAILURE, HWERR_SEV_FATAL);
+	struct hwerr_draft *d = hwerr_draft_get(HWERR_SRC_MEMORY_FAILURE,
+						HWERR_SEV_RECOVERABLE);
 
-	if (d) {
-		d->rec.component = HWERR_COMP_MEMORY;
-		hwerr_draft_memory(d, pfn << PAGE_SHIFT, PAGE_SIZE);
-	}
+	if (d)
+		hwerr_draft_memory(d, PFN_PHYS(pfn), PAGE_SIZE);
 	return d;
 }
 
-/* Takes the draft of @pfn, or makes room for one more: the oldest goes. */
-static struct hwerr_draft *aside_take(u64 pfn, bool *action_required)
+/* The draft is complete but for the result: no more lookups, the page is gone. */
+static void owners_done(struct hwerr_draft *d)
 {
-	struct hwerr_draft *d = NULL;
-	unsigned long flags;
-	int i;
-
-	raw_spin_lock_irqsave(&aside_lock, flags);
-	for (i = 0; i < ASIDE; i++) {
-		if (aside[i].d && aside[i].pfn == pfn) {
-			d = aside[i].d;
-			*action_required = aside[i].action_required;
-			aside[i].d = NULL;
-			break;
-		}
-	}
-	raw_spin_unlock_irqrestore(&aside_lock, flags);
-	return d;
-}
-
-static void aside_put(u64 pfn, struct hwerr_draft *d, bool action_required)
-{
-	struct hwerr_draft *old;
-	unsigned long flags;
-	int i;
-
-	raw_spin_lock_irqsave(&aside_lock, flags);
-	i = aside_next++ % ASIDE;
-	old = aside[i].d;
-	aside[i].d = d;
-	aside[i].pfn = pfn;
-	aside[i].action_required = action_required;
-	raw_spin_unlock_irqrestore(&aside_lock, flags);
-	if (old)
-		hwerr_draft_put(old);
-}
-
-/* int memory_failure(unsigned long pfn, int flags) */
-static int enter(struct kprobe *p, struct pt_regs *regs)
-{
-	u64 pfn = regs_get_kernel_argument(regs, 0);
-	bool action_required = regs_get_kernel_argument(regs, 1) & MF_ACTION_REQUIRED;
-	struct hwerr_draft *d, *old;
-	bool unused;
-
-	/* Left by a call that ended without an outcome. */
-	old = aside_take(pfn, &unused);
-	if (old)
-		hwerr_draft_put(old);
-	d = draft(pfn);
-	if (!d)
-		return 0;
-	hwerr_owners_resolve(d);
 	d->phys_len = 0;
-	aside_put(pfn, d, action_required);
+}
+
+/*
+ * Task context (memory_failure() may sleep), preemption off. @ri->data: the slot.
+ * With a breakpoint instead of an ftrace call the context counts as NMI; then
+ * the tracepoint is left to itself.
+ */
+static int memfail_enter(struct kretprobe_instance *ri, struct pt_regs *regs)
+{
+	struct memfail_call **slot = (void *)ri->data;
+	unsigned long pfn = regs_get_kernel_argument(regs, 0);
+	struct memfail_call *c = NULL;
+	unsigned long irq;
+	int i;
+
+	*slot = NULL;
+	if (in_nmi())
+		return 1;
+	raw_spin_lock_irqsave(&memfail.lock, irq);
+	for (i = 0; i < CALLS_MAX && !c; i++)
+		if (!memfail.call[i].task)
+			c = &memfail.call[i];
+	if (c) {
+		c->task = current;
+		c->pfn = pfn;
+		c->flags = regs_get_kernel_argument(regs, 1);
+		c->draft = NULL;
+	}
+	raw_spin_unlock_irqrestore(&memfail.lock, irq);
+	if (!c)
+		return 1;
+	*slot = c;
+	/* The slot is this task's until the return: nobody else writes it. */
+	c->draft = memfail_draft(pfn);
+	if (c->draft) {
+		hwerr_owners_resolve(c->draft);
+		owners_done(c->draft);
+	}
 	return 0;
 }
 
-static void outcome(void *data, unsigned long pfn, int type, int result)
+static int memfail_return(struct kretprobe_instance *ri, struct pt_regs *regs)
 {
-	bool action_required = false;
-	struct hwerr_info_memory *m;
+	struct memfail_call *c = *(struct memfail_call **)ri->data;
 	struct hwerr_draft *d;
-	struct hwerr_class c;
+	unsigned long irq;
 
-	d = aside_take(pfn, &action_required);
-	if (!d)
-		d = draft(pfn);
+	if (!c)
+		return 0;
+	d = c->draft;
+	raw_spin_lock_irqsave(&memfail.lock, irq);
+	c->draft = NULL;
+	c->task = NULL;
+	raw_spin_unlock_irqrestore(&memfail.lock, irq);
+	if (d)
+		hwerr_draft_put(d);
+	return 0;
+}
+
+static struct kretprobe memfail_probe = {
+	.kp.symbol_name = "memory_failure",
+	.entry_handler = memfail_enter,
+	.handler = memfail_return,
+	.data_size = sizeof(struct memfail_call *),
+	.maxactive = CALLS_MAX,
+};
+
+static bool probe_on;
+
+static struct memfail_call *call_of_current(unsigned long pfn)
+{
+	struct memfail_call *c;
+
+	for (c = memfail.call; c < memfail.call + CALLS_MAX; c++)
+		if (READ_ONCE(c->task) == current)
+			return c->pfn == pfn ? c : NULL;
+	return NULL;
+}
+
+/* Task context, in memory_failure(), preemption off. */
+static void memfail_event(void *data, unsigned long pfn, int type, int result)
+{
+	struct memfail_call *c = call_of_current(pfn);
+	struct hwerr_info_memory *m;
+	struct hwerr_class class;
+	struct hwerr_draft *d;
+	unsigned long irq;
+	const char *name;
+
+	raw_spin_lock_irqsave(&memfail.lock, irq);
+	memfail.seen[memfail.next_seen++ % SEEN_MAX] = pfn + 1;
+	raw_spin_unlock_irqrestore(&memfail.lock, irq);
+	if (c) {
+		d = c->draft;
+		c->draft = NULL;
+	} else {
+		d = memfail_draft(pfn);
+		if (d) {
+			d->rec.flags |= HWERR_F_OWNERS_UNKNOWN;
+			owners_done(d);
+		}
+	}
 	if (!d)
 		return;
-	c = hwerr_class_memory_failure(result, action_required);
-	d->rec.severity = c.severity;
-	if (c.action_required)
-		d->rec.flags |= HWERR_F_ACTION_REQUIRED;
+	class = hwerr_class_memfail(result, c && c->flags & MF_ACTION_REQUIRED);
+	d->rec.severity = class.severity;
+	d->rec.kind = class.kind;
+	d->rec.component = class.component;
+	d->rec.flags |= class.flags;
 	d->rec.raw_severity = result;
 	m = hwerr_record_find(&d->rec, HWERR_INFO_MEMORY);
 	if (m) {
 		m->mf_type = type;
 		m->mf_result = result;
 	}
+	name = hwerr_mf_type_name(type);
+	hwerr_draft_text(d, "%s%s", name ? name : "page of a type not known here",
+			 c && c->flags & MF_SW_SIMULATED ? " (simulated)" : "");
 	hwerr_submit(d);
 }
 
-/* Pages that were poisoned before the module was loaded. Process context. */
-static void earlier(void)
-{
-	unsigned int found = 0;
-	unsigned long pfn;
-	int node;
-
-	for_each_online_node(node) {
-		for (pfn = node_start_pfn(node); pfn < node_end_pfn(node); pfn++) {
-			struct page *page;
-			struct hwerr_draft *d;
-
-			if (!(pfn % 4096)) {
-				cond_resched();
-				if (hwerr_exiting())
-					return;
-			}
-			page = pfn_to_online_page(pfn);
-			if (!page || !PageHWPoison(page))
-				continue;
-			if (++found > EARLIER_MAX)
-				return;
-			d = draft(pfn);
-			if (!d)
-				continue;
-			d->rec.severity = HWERR_SEV_RECOVERABLE;
-			d->rec.flags |= HWERR_F_EARLIER;
-			d->rec.cpu = -1;
-			d->rec.time_mono_ns = 0;
-			d->rec.time_real_ns = 0;
-			d->no_link = true;
-			d->phys_len = 0;
-			hwerr_submit(d);
-		}
-	}
-}
-
-static struct kprobe memory_failure_kp = {
-	.symbol_name = "memory_failure",
-	.pre_handler = enter,
+static struct hwerr_tp memfail_tp = {
+	.name = "memory_failure_event",
+	.probe = memfail_event,
 };
 
-static bool have_kprobe;
-static struct hwerr_tp memory_failure_tp = { .name = "memory_failure_event", .probe = outcome };
-
-static int memfail_init(void)
+static int memfail_source_init(void)
 {
-	int err = hwerr_tp_attach(&memory_failure_tp);
+	int err;
 
-	if (err)
-		return err;
-	memory_failure_kp.addr = NULL;
-	memory_failure_kp.flags = 0;
-	have_kprobe = !register_kprobe(&memory_failure_kp);
-	return 0;
+	/* A probe that was unregistered is not fit to be registered again. */
+	memfail_probe.kp.addr = NULL;
+	memfail_probe.kp.flags = 0;
+	memfail_probe.nmissed = 0;
+	probe_on = !register_kretprobe(&memfail_probe);
+	err = hwerr_tp_attach(&memfail_tp);
+	if (err && probe_on) {
+		unregister_kretprobe(&memfail_probe);
+		probe_on = false;
+	}
+	return err;
 }
 
-static void memfail_exit(void)
+static void memfail_source_exit(void)
 {
 	int i;
 
-	if (have_kprobe)
-		unregister_kprobe(&memory_failure_kp);
-	hwerr_tp_detach(&memory_failure_tp);
-	for (i = 0; i < ASIDE; i++) {
-		if (aside[i].d)
-			hwerr_draft_put(aside[i].d);
-		aside[i].d = NULL;
+	hwerr_tp_detach(&memfail_tp);
+	if (!probe_on)
+		return;
+	unregister_kretprobe(&memfail_probe);
+	probe_on = false;
+	/* Calls that were under way will not come back to the return handler. */
+	for (i = 0; i < CALLS_MAX; i++) {
+		if (memfail.call[i].draft)
+			hwerr_draft_put(memfail.call[i].draft);
+		memfail.call[i].draft = NULL;
+		memfail.call[i].task = NULL;
+	}
+}
+
+static bool was_seen(unsigned long pfn)
+{
+	bool seen = false;
+	unsigned long irq;
+	int i;
+
+	raw_spin_lock_irqsave(&memfail.lock, irq);
+	for (i = 0; i < SEEN_MAX && !seen; i++)
+		seen = memfail.seen[i] == pfn + 1;
+	raw_spin_unlock_irqrestore(&memfail.lock, irq);
+	return seen;
+}
+
+static void report_poisoned(unsigned long pfn)
+{
+	struct hwerr_draft *d = memfail_draft(pfn);
+	struct hwerr_class class;
+
+	if (!d)
+		return;
+	/* Which result it had is not kept; the page is out, as if delayed. */
+	class = hwerr_class_memfail(MF_DELAYED, 0);
+	d->rec.severity = class.severity;
+	d->rec.kind = class.kind;
+	d->rec.component = class.component;
+	d->rec.flags |= class.flags | HWERR_F_EARLIER;
+	d->rec.raw_severity = MF_DELAYED;
+	d->rec.cpu = -1;
+	d->rec.time_mono_ns = 0;
+	d->rec.time_real_ns = 0;
+	owners_done(d);
+	hwerr_draft_text(d, "page was poisoned before hwerr was loaded");
+	hwerr_submit(d);
+}
+
+/* Pages that are poisoned already; task context, sleeps. */
+static void memfail_earlier(void)
+{
+	unsigned long pfn, end;
+	int nid;
+
+	for_each_online_node(nid) {
+		end = node_end_pfn(nid);
+		for (pfn = node_start_pfn(nid); pfn < end; pfn++) {
+			struct page *page = pfn_to_online_page(pfn);
+
+			if (!page) {
+				/* Nothing online in the rest of the section. */
+				pfn = ALIGN(pfn + 1, PAGES_PER_SECTION) - 1;
+			} else if (PageHWPoison(page) && !was_seen(pfn)) {
+				report_poisoned(pfn);
+			}
+			if (pfn % 1024 == 1023) {
+				if (hwerr_exiting())
+					return;
+				cond_resched();
+			}
+		}
 	}
 }
 
 const struct hwerr_source_ops hwerr_source_memfail = {
 	.name = "memory_failure",
 	.sources = BIT_ULL(HWERR_SRC_MEMORY_FAILURE),
-	.init = memfail_init,
-	.exit = memfail_exit,
-	.earlier = earlier,
+	.init = memfail_source_init,
+	.exit = memfail_source_exit,
+	.earlier = memfail_earlier,
 };

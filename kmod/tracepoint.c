@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* Tracepoints by name: aer_event and memory_failure_event are not exported. */
+/*
+ * Tracepoints by name. Most of those with hardware errors are not exported to
+ * modules; all of them are built into the kernel, so they do not come and go.
+ */
 #include <linux/string.h>
 #include <linux/tracepoint.h>
 
@@ -27,12 +30,12 @@ int hwerr_tp_attach(struct hwerr_tp *t)
 	return err;
 }
 
-/* On return no probe runs and none will. */
 void hwerr_tp_detach(struct hwerr_tp *t)
 {
 	if (!t->tp)
 		return;
 	tracepoint_probe_unregister(t->tp, t->probe, NULL);
+	/* A probe that runs now ends before its code goes. */
 	tracepoint_synchronize_unregister();
 	t->tp = NULL;
 }

@@ -161,7 +161,7 @@ enum hwerr_component {
  * @seq: 1, 2, ... over both rings since the module was loaded
  * @id: @seq of the first record of the same error (its own, if it is that)
  * @time_mono_ns: CLOCK_MONOTONIC, ns; of the last one where @count > 1; 0 where
- *	the time was of another boot
+ *	the time was of another boot, or is not known
  * @time_real_ns: CLOCK_REALTIME, ns since the epoch; 0 where unknown
  * @cpu: CPU that reported, -1 unknown or withheld
  * @count: errors that this record stands for, at least 1
