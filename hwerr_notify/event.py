@@ -499,8 +499,9 @@ class Event:
 
     @property
     def earlier_boot(self) -> bool:
-        """From a boot before this one."""
-        return bool(self._head[_FLAGS] & lib.HWERR_F_EARLIER) and not self._head[_MONO]
+        """From a boot before this one: found at load, with a time that is not of this boot's clock."""
+        head = self._head
+        return bool(head[_FLAGS] & lib.HWERR_F_EARLIER and head[_REAL]) and not head[_MONO]
 
     @property
     def infos(self) -> tuple[Info, ...]:

@@ -21,7 +21,7 @@ def pipe() -> Iterator[tuple[int, int]]:
 
 
 def earlier(lost: int) -> h.Event:
-    return h.build(severity=h.Severity.FATAL, flags=h.Flags.EARLIER, lost=lost, seq=1)
+    return h.build(severity=h.Severity.FATAL, flags=h.Flags.EARLIER, time_real_ns=1, lost=lost, seq=1)
 
 
 def now(lost: int) -> h.Event:
