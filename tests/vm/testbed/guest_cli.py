@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from . import guest as guests
-from . import pagemap
+from . import pagemap, vfio
 from .errors import TestbedError
 from .guest import Guest, GuestConfig, parse_size
 
@@ -43,6 +43,9 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument("--uuid", default="", help="(default: a random one)")
     p.add_argument("--prealloc", action=argparse.BooleanOptionalAction, default=True,
                    help="touch all memory at start (default: yes)")  # fmt: skip
+    p.add_argument(
+        "--vfio", metavar="DEVICE", help="hand it this PCI device (address, or QEMU id such as aer0)"
+    )
     p.add_argument("extra", nargs="*", metavar="-- QEMU-OPTION", help="more options for QEMU")
     for verb, text in (
         ("stop", "end a guest"),
@@ -66,9 +69,12 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _start(args: argparse.Namespace) -> dict[str, object]:
+    extra = tuple(args.extra)
+    if args.vfio:
+        extra += ("-device", f"vfio-pci,host={vfio.bind(args.vfio)}")
     config = GuestConfig(
         name=args.name, mem=args.mem, backing=args.backing, accel=args.accel, code=args.code, smp=args.smp,
-        prealloc=args.prealloc, uuid=args.uuid, path=args.path, extra=tuple(args.extra),
+        prealloc=args.prealloc, uuid=args.uuid, path=args.path, extra=extra,
     )  # fmt: skip
     guest = Guest.start(config)
     facts = {"pid": guest.pid, "name": args.name, "uuid": guest.uuid, "qmp": str(guest.qmp_path)}

@@ -117,12 +117,33 @@ def _mce_inject() -> Path:
 # -- PCI Express -----------------------------------------------------------
 
 
+# hw/pci/pcie_aer.c, pcie_aer_error_list
+_QEMU_CORRECTABLE = {
+    "RCVR", "BAD_TLP", "BAD_DLLP", "REP_ROLL", "REP_TIMER", "ADV_NONFATAL", "INTERNAL", "HL_OVERFLOW"
+}  # fmt: skip
+
+
+def qemu_reports_correctable() -> bool:
+    """Whether correctable AER errors of the virtual hardware raise an interrupt.
+
+    Before QEMU 8.0 pcie_aer_msg_alldev() passed on uncorrectable messages only.
+    """
+    with Monitor() as monitor:
+        return int(monitor.execute("query-version")["qemu"]["major"]) >= 8
+
+
 def aer_real(device: str, error: str, correctable: bool = False, header_log: tuple[int, ...] = ()) -> str:
     """Have a device of the virtual machine report an AER error; returns what QEMU says.
 
-    `error` is one of QEMU's names (BAD_TLP, POISON_TLP, MALF_TLP, ...) or one status bit
-    as a number, then of the correctable register if `correctable`.
+    `error` is one of QEMU's names (POISON_TLP, MALF_TLP, BAD_TLP, ...) or one status bit
+    as a number, then of the correctable register if `correctable`. Raises TestbedError for
+    a correctable error if this QEMU cannot report it (see `qemu_reports_correctable`).
     """
+    if (correctable or error.upper() in _QEMU_CORRECTABLE) and not qemu_reports_correctable():
+        raise TestbedError(
+            "this QEMU sets the bit of a correctable error but sends no message to the root port; "
+            "use the aer_inject module (`hwerr-inject aer --cor-status BITS`)"
+        )
     words = ["pcie_aer_inject_error"]
     if correctable:
         words.append("-c")

@@ -4,6 +4,7 @@
 Maps memory, touches it, prints {"pid", "va", "len", "pfn", "phys"} as one JSON line,
 waits for a line on stdin ("poison"), calls madvise(MADV_HWPOISON) on the first page,
 prints {"poisoned": true} and waits for the end of stdin. With --now it does not wait.
+The SIGBUS that some kernels (6.12) send for it is caught.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import ctypes
 import json
 import mmap
 import os
+import signal
 import sys
 
 from .pagemap import PAGE_SIZE, pfn_of
@@ -39,6 +41,7 @@ def main() -> int:
     sys.stdout.flush()
     if not args.now and sys.stdin.readline().strip() != "poison":
         return 0
+    signal.signal(signal.SIGBUS, lambda *_: None)
     if _libc.madvise(va, PAGE_SIZE, MADV_HWPOISON) != 0:
         sys.stderr.write(f"madvise(MADV_HWPOISON): {os.strerror(ctypes.get_errno())}\n")
         return 1

@@ -53,7 +53,8 @@ A COMMAND with one of these statuses is told apart by the last line on stderr.
 The VM: q35, two CPUs, the host's root file system read-only, this checkout
 read-write at the same path and current directory. `.venv/bin` and tests/vm/bin
 (hwerr-inject, testguest) are on PATH, tests/vm on PYTHONPATH. On the PCI bus, behind a root
-port, is a virtio-rng with AER (QEMU id aer0; a second one, aer1, behind its own).
+port, is a virtio-rng with AER (QEMU id aer0; a second one, aer1, behind its own);
+an IOMMU lets a nested guest have them (testguest start --vfio aer0).
 /tmp, /run, /var/tmp, /var/log and /var/cache are empty and in memory.
 In the environment: HWERR_VM_CPU, HWERR_KO and HWERR_SIM_KO (module paths),
 and every HWERR_*, PYTEST_ADDOPTS, NO_COLOR, FORCE_COLOR, COLUMNS, CI of the caller.
@@ -237,7 +238,7 @@ def qemu_command(
     cpu = {"amd": "max", "intel": "max,vendor=GenuineIntel"}[args.cpu]
     machine = "q35"
     devices: list[str] = []
-    if args.iommu:
+    if not args.no_iommu:
         machine += ",kernel-irqchip=split"
         devices += ["-device", "intel-iommu,intremap=on,caching-mode=on,device-iotlb=on"]
         words = [*words, "intel_iommu=on", "iommu=pt"]
@@ -265,7 +266,7 @@ def qemu_command(
         ]  # fmt: skip
     # QEMU talks to itself: its QMP monitor's other end is a port of the guest.
     argv += ["-chardev", f"socket,id=qmp,fd={fds['qmp']}", "-mon", "chardev=qmp,mode=control"]
-    iommu = ",iommu_platform=on,ats=on" if args.iommu else ""
+    iommu = "" if args.no_iommu else ",iommu_platform=on,ats=on"
     for n in range(2):
         argv += [
             "-device", f"pcie-root-port,id=rp{n},chassis={n + 1},slot={n + 1}",
@@ -469,7 +470,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--boot-timeout", type=float, default=300, metavar="S", help="time to boot (default: %(default)g s)")
     add("--no-module", action="store_true", help="do not build and load hwerr.ko")
     add("--sim", action="store_true", help="load the test-only hwerr_sim.ko too")
-    add("--iommu", action="store_true", help="add an IOMMU, so that a device can be given to a nested VM")
+    add("--no-iommu", action="store_true", help="leave out the IOMMU that lets a nested guest have a device")
     add("--accel", choices=("tcg", "kvm"), default="tcg",
         help="kvm only on request: a /dev/kvm that opens need not work (default: %(default)s)")  # fmt: skip
     add("--append", default="", metavar="WORDS", help="more words for the kernel command line")
