@@ -9,10 +9,11 @@ import time
 from types import TracebackType
 from typing import Self
 
-import hwerr_notify
-from hwerr_notify import Event, Source
 from testbed import inject
 from testbed.records import MCI_ADDRV, MCI_EN, MCI_MISCV, MCI_VAL, MceRecord
+
+import hwerr_notify
+from hwerr_notify import Event, Source
 
 # The northbridge's bank and extended error code 8 are DRAM on an AMD CPU before
 # Zen, which is what the VM has.
