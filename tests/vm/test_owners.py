@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from hit import Injector
 from holder import HUGE, MADV_HUGEPAGE, MADV_MERGEABLE, MADV_NOHUGEPAGE, MAP_HUGETLB, PAGE, Holder
-from testbed import inject, pagemap
+from testbed import pagemap
 from testbed.guest import Guest, GuestConfig
 from testbed.kernel import put
 
@@ -315,7 +315,34 @@ def test_more_owners_than_fit(hit: Hit, holder: Holder) -> None:
         assert set(named) <= everyone
 
 
-def test_poisoned_page_of_a_file_is_still_known(hit: Hit, holder: Holder) -> None:
+# -- memory_failure(): looked up with preemption off, before it unmaps -----------
+
+
+def test_memory_failure_of_an_anonymous_page(injector: Injector, holder: Holder) -> None:
+    va = touched(holder, 2)
+    with holder.fork() as child:
+        event = injector.poison(holder.pfn(va))
+        assert tasks(event) == {(holder.pid, va, PAGE), (child.pid, va, PAGE)}
+
+
+def test_memory_failure_of_a_thp(injector: Injector, holder: Holder) -> None:
+    va = huge(holder) + 99 * PAGE
+    assert tasks(injector.poison(holder.pfn(va))) == {(holder.pid, va, PAGE)}
+
+
+@pytest.mark.amd
+def test_memory_failure_of_a_guest_page(injector: Injector) -> None:
+    with ExitStack() as stack:
+        guest = start(stack, "poison", "memfd")
+        gpa = 0x500000
+        pid, hva = guest.pid, guest.gpa2hva(gpa)
+        event = injector.poison(guest.gpa2hpa(gpa) // PAGE)
+        assert not event.tasks
+        assert not event.flags & UNSURE
+        assert [(g.pid, g.gpa, g.hva) for g in event.guests] == [(pid, gpa, hva)]
+
+
+def test_poisoned_page_of_a_file_is_still_known(injector: Injector, holder: Holder) -> None:
     path = holder.memfd(4 * PAGE)
     va = holder.mmap(4 * PAGE, SHARED, path=path)
     holder.write(va, 4 * PAGE)
@@ -323,18 +350,22 @@ def test_poisoned_page_of_a_file_is_still_known(hit: Hit, holder: Holder) -> Non
     with Holder() as other:
         vb = other.mmap(4 * PAGE, SHARED, path=path)
         other.read(vb, 4 * PAGE)
-        inject.hwpoison(holder.pfn(va + PAGE))
-        assert {(holder.pid, va + PAGE, PAGE), (other.pid, vb + PAGE, PAGE)} == tasks(hit(phys))
+        both = {(holder.pid, va + PAGE, PAGE), (other.pid, vb + PAGE, PAGE)}
+        assert tasks(injector.poison(holder.pfn(va + PAGE))) == both
+        assert tasks(injector.hit(phys)) == both
 
 
-def test_poisoned_anonymous_page_is_in_doubt(hit: Hit, holder: Holder) -> None:
+def test_poisoned_anonymous_page_is_in_doubt(injector: Injector, holder: Holder) -> None:
     va = touched(holder)
     phys = holder.phys(va)
-    inject.hwpoison(holder.pfn(va))
-    event = hit(phys)
+    assert tasks(injector.poison(holder.pfn(va))) == {(holder.pid, va, PAGE)}
+    event = injector.hit(phys)
     assert event.flags & UNSURE == Flags.OWNERS_UNKNOWN
     assert not event.tasks
     assert not event.guests
+
+
+# -- in motion -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["anon", "memfd"])
