@@ -15,6 +15,10 @@ test:		## all tests, on every kernel of KERNELS
 	scripts/setup
 	.venv/bin/python scripts/test --kernels "$(KERNELS)"
 
+test-long:	## what takes too long for `make test`: storms of loading and unloading
+	scripts/setup
+	HWERR_LONG=1 .venv/bin/python scripts/test --no-host --cpus amd --kernels "$(KERNELS)" tests/vm/test_module.py
+
 check:		## style and types, without a VM
 	scripts/setup --no-kernels
 	scripts/check
@@ -39,5 +43,5 @@ clean:		## what was built here
 	rm -rf build
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help demo test check bench setup module install uninstall clean
+.PHONY: help demo test test-long check bench setup module install uninstall clean
 .DEFAULT_GOAL := help
