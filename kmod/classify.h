@@ -538,66 +538,48 @@ static inline struct hwerr_class hwerr_class_memfail(__s32 result, int action_re
  * Firmware records
  */
 
-/* A section type (UEFI N.2.2, "Section Descriptor"), and what it speaks of. */
-struct hwerr_cper_section {
-	__u32 a;
-	__u16 b;
-	__u16 c;
-	__u8 d[8];
-	__u8 component;
-};
-
-static inline int hwerr_cper_is(const __u8 *guid, const struct hwerr_cper_section *s)
+/* A GUID in memory: the first three fields are little endian, the last is as written. */
+static inline int hwerr_guid_is(const __u8 *guid, __u32 a, __u16 b, __u16 c, __u64 d)
 {
+	__u64 tail = 0;
 	int i;
 
-	if ((guid[0] | guid[1] << 8 | guid[2] << 16 | (__u32)guid[3] << 24) != s->a ||
-	    (guid[4] | guid[5] << 8) != s->b || (guid[6] | guid[7] << 8) != s->c)
-		return 0;
-	for (i = 0; i < 8; i++)
-		if (guid[8 + i] != s->d[i])
-			return 0;
-	return 1;
+	for (i = 8; i < 16; i++)
+		tail = tail << 8 | guid[i];
+	return (guid[0] | guid[1] << 8 | guid[2] << 16 | (__u32)guid[3] << 24) == a &&
+	       (guid[4] | guid[5] << 8) == b && (guid[6] | guid[7] << 8) == c && tail == d;
 }
 
 /**
  * hwerr_cper_component() - which part a firmware section speaks of
- * @guid: its section type, as in memory
+ * @guid: its type (UEFI N.2.2, "Section Descriptor"), as in memory
  */
 static inline __u8 hwerr_cper_component(const __u8 *guid)
 {
-	static const struct hwerr_cper_section known[] = {
-		{ 0xa5bc1114, 0x6f64, 0x4ede,	/* platform memory */
-		  { 0xb8, 0x63, 0x3e, 0x83, 0xed, 0x7c, 0x83, 0xb1 }, HWERR_COMP_MEMORY },
-		{ 0x61ec04fc, 0x48e6, 0xd813,	/* platform memory 2 */
-		  { 0x25, 0xc9, 0x8d, 0xaa, 0x44, 0x75, 0x0b, 0x12 }, HWERR_COMP_MEMORY },
-		{ 0x9876ccad, 0x47b4, 0x4bdb,	/* processor, generic */
-		  { 0xb6, 0x5e, 0x16, 0xf1, 0x93, 0xc4, 0xf3, 0xdb }, HWERR_COMP_PROCESSOR },
-		{ 0xdc3ea0b0, 0xa144, 0x4797,	/* processor, IA32/X64 */
-		  { 0xb9, 0x5b, 0x53, 0xfa, 0x24, 0x2b, 0x6e, 0x1d }, HWERR_COMP_PROCESSOR },
-		{ 0xe19e3d16, 0xbc11, 0x11e4,	/* processor, ARM */
-		  { 0x9c, 0xaa, 0xc2, 0x05, 0x1d, 0x5d, 0x46, 0xb0 }, HWERR_COMP_PROCESSOR },
-		{ 0xd995e954, 0xbbc1, 0x430f,	/* PCI Express */
-		  { 0xad, 0x91, 0xb4, 0x4d, 0xcb, 0x3c, 0x6f, 0x35 }, HWERR_COMP_PCIE },
-		{ 0xc5753963, 0x3b84, 0x4095,	/* PCI/PCI-X bus */
-		  { 0xbf, 0x78, 0xed, 0xda, 0xd3, 0xf9, 0xc9, 0xdd }, HWERR_COMP_BUS },
-		{ 0xeb5e4685, 0xca66, 0x4769,	/* PCI component */
-		  { 0xb6, 0xa2, 0x26, 0x06, 0x8b, 0x00, 0x13, 0x26 }, HWERR_COMP_IO },
-		{ 0x81212a96, 0x09ed, 0x4996,	/* firmware error record reference */
-		  { 0x94, 0x71, 0x8d, 0x72, 0x9c, 0x8e, 0x69, 0xed }, HWERR_COMP_FIRMWARE },
-		{ 0x5b51fef7, 0xc79d, 0x4434,	/* DMA remapping, generic */
-		  { 0x8f, 0x1b, 0xaa, 0x62, 0xde, 0x3e, 0x2c, 0x64 }, HWERR_COMP_IO },
-		{ 0x71761d37, 0x32b2, 0x45cd,	/* DMA remapping, VT-d */
-		  { 0xa7, 0xd0, 0xb0, 0xfe, 0xdd, 0x93, 0xe8, 0xcf }, HWERR_COMP_IO },
-		{ 0x036f84e1, 0x7f37, 0x428c,	/* DMA remapping, IOMMU */
-		  { 0xa7, 0x9e, 0x57, 0x5f, 0xdf, 0xaa, 0x84, 0xec }, HWERR_COMP_IO },
-		{ 0 }
-	};
-	const struct hwerr_cper_section *s;
-
-	for (s = known; s->a; s++)
-		if (hwerr_cper_is(guid, s))
-			return s->component;
+	/* platform memory; platform memory 2 */
+	if (hwerr_guid_is(guid, 0xa5bc1114, 0x6f64, 0x4ede, 0xb8633e83ed7c83b1ULL) ||
+	    hwerr_guid_is(guid, 0x61ec04fc, 0x48e6, 0xd813, 0x25c98daa44750b12ULL))
+		return HWERR_COMP_MEMORY;
+	/* processor, generic; processor, IA32/X64; processor, ARM */
+	if (hwerr_guid_is(guid, 0x9876ccad, 0x47b4, 0x4bdb, 0xb65e16f193c4f3dbULL) ||
+	    hwerr_guid_is(guid, 0xdc3ea0b0, 0xa144, 0x4797, 0xb95b53fa242b6e1dULL) ||
+	    hwerr_guid_is(guid, 0xe19e3d16, 0xbc11, 0x11e4, 0x9caac2051d5d46b0ULL))
+		return HWERR_COMP_PROCESSOR;
+	/* PCI Express */
+	if (hwerr_guid_is(guid, 0xd995e954, 0xbbc1, 0x430f, 0xad91b44dcb3c6f35ULL))
+		return HWERR_COMP_PCIE;
+	/* PCI/PCI-X bus */
+	if (hwerr_guid_is(guid, 0xc5753963, 0x3b84, 0x4095, 0xbf78eddad3f9c9ddULL))
+		return HWERR_COMP_BUS;
+	/* PCI component; DMA remapping, generic; DMA remapping, VT-d; DMA remapping, IOMMU */
+	if (hwerr_guid_is(guid, 0xeb5e4685, 0xca66, 0x4769, 0xb6a226068b001326ULL) ||
+	    hwerr_guid_is(guid, 0x5b51fef7, 0xc79d, 0x4434, 0x8f1baa62de3e2c64ULL) ||
+	    hwerr_guid_is(guid, 0x71761d37, 0x32b2, 0x45cd, 0xa7d0b0fedd93e8cfULL) ||
+	    hwerr_guid_is(guid, 0x036f84e1, 0x7f37, 0x428c, 0xa79e575fdfaa84ecULL))
+		return HWERR_COMP_IO;
+	/* firmware error record reference */
+	if (hwerr_guid_is(guid, 0x81212a96, 0x09ed, 0x4996, 0x94718d729c8e69edULL))
+		return HWERR_COMP_FIRMWARE;
 	return HWERR_COMP_UNKNOWN;
 }
 

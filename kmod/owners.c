@@ -115,8 +115,10 @@ bool hwerr_owners_add(struct hwerr_owners *o, struct mm_struct *mm,
 			at->attempt = o->attempt;
 			return found;
 		}
-		if (va == at->va + at->len) {
+		/* KSM: one page may be mapped at adjacent addresses. */
+		if (va == at->va + at->len && p->pfn == at->next) {
 			at->len += p->len;
+			at->next++;
 			at->attempt = o->attempt;
 			return true;
 		}
@@ -132,7 +134,8 @@ bool hwerr_owners_add(struct hwerr_owners *o, struct mm_struct *mm,
 	}
 	mmgrab(mm);
 	*at = (struct hwerr_owner){
-		.mm = mm, .va = va, .len = p->len, .vm = vm, .attempt = o->attempt,
+		.mm = mm, .va = va, .len = p->len, .next = p->pfn + 1, .vm = vm,
+		.attempt = o->attempt,
 	};
 	return true;
 }
@@ -355,12 +358,18 @@ static void add_holder(struct hwerr_owners *o, struct task_struct *task)
 {
 	struct hwerr_vm_search s = { };
 	struct hwerr_info_guest *g;
+	struct task_struct *t;
 	struct identity id;
 	bool qemu = false;
 
 	identify(task, &id);
+	/* Only compared, not followed. The first thread may have ended before. */
 	rcu_read_lock();
-	s.mm = READ_ONCE(task->mm);
+	for_each_thread(task, t) {
+		s.mm = READ_ONCE(t->mm);
+		if (s.mm)
+			break;
+	}
 	rcu_read_unlock();
 	if (s.mm) {
 		if (hwerr_kvm_search(o, task, &s))

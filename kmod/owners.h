@@ -42,6 +42,7 @@ enum hwerr_owner_kind {
  * @mm: the address space; a reference (mmgrab)
  * @va: where it is mapped
  * @len: bytes
+ * @next: the page that would continue it
  * @vm: it may be a guest's: MMU notifiers, as KVM has, or QEMU's program
  * @kind: enum hwerr_owner_kind
  * @attempt: when it was last found, see struct hwerr_owners
@@ -50,6 +51,7 @@ struct hwerr_owner {
 	struct mm_struct *mm;
 	unsigned long va;
 	unsigned long len;
+	unsigned long next;
 	u32 attempt;
 	bool vm;
 	u8 kind;

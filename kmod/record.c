@@ -404,8 +404,12 @@ void hwerr_submit(struct hwerr_draft *d)
 {
 	unsigned long flags;
 
-	/* Owners are behind locks that are not taken from interrupts. */
-	if ((d->phys_len || d->pdev) && (!in_task() || irqs_disabled())) {
+	/*
+	 * Owners are behind locks that are not taken from interrupts, and the
+	 * holders of a device are looked for among all processes.
+	 */
+	if (((d->phys_len || d->pdev) && (!in_task() || irqs_disabled())) ||
+	    (d->pdev && !preemptible())) {
 		raw_spin_lock_irqsave(&pool.lock, flags);
 		list_add_tail(&d->node, &pool.queue);
 		raw_spin_unlock_irqrestore(&pool.lock, flags);

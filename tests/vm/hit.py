@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: MIT
-"""Corrected machine checks on chosen memory, and the events they become."""
+"""Errors on chosen memory, and the events they become."""
 
 from __future__ import annotations
 
 import itertools
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-import hwerr_notify
-from hwerr_notify import Event, Source
 from testbed import inject
 from testbed.records import MCI_ADDRV, MCI_EN, MCI_MISCV, MCI_VAL, MceRecord
+
+import hwerr_notify
+from hwerr_notify import Event, Source
 
 # The northbridge's bank and extended error code 8 are DRAM on an AMD CPU before
 # Zen, which is what the VM has.
@@ -31,21 +33,36 @@ class Injector:
         self._serial = itertools.count(1)
 
     def hit(self, phys: int, length: int = 4096) -> Event:
-        """The event of an error in these bytes; `length` is a power of two, and `phys` a multiple."""
+        """The event of a corrected machine check that hits these bytes.
+
+        `length` is a power of two, and `phys` a multiple of it.
+        """
         if length & (length - 1) or phys % length:
             raise ValueError(f"{length} bytes at {phys:#x} cannot be said in a bank's registers")
         with self._lock:
             misc = next(self._serial) << 32 | _PHYSICAL | length.bit_length() - 1
             status = MCI_VAL | MCI_EN | MCI_MISCV | MCI_ADDRV | _DRAM
             inject.mce(MceRecord(status=status, bank=_BANK, addr=phys, misc=misc))
-            deadline = time.monotonic() + _SECONDS
-            while time.monotonic() < deadline:
-                for event in self._device.read(deadline - time.monotonic()):
-                    if event.source == Source.MCE and event.mce and event.mce.misc == misc:
-                        assert event.memory is not None, "the address was not taken for a physical one"
-                        assert (event.memory.phys_addr, event.memory.phys_len) == (phys, length)
-                        return event
-            raise AssertionError(f"no event within {_SECONDS:g} s")
+            return self._await(
+                phys, length, lambda e: e.source == Source.MCE and e.mce is not None and e.mce.misc == misc
+            )
+
+    def poison(self, pfn: int) -> Event:
+        """The event of memory_failure() on that page, which its owners lose."""
+        with self._lock:
+            self._device.drain()
+            inject.hwpoison(pfn)
+            return self._await(pfn * 4096, 4096, lambda e: e.source == Source.MEMORY_FAILURE)
+
+    def _await(self, phys: int, length: int, wanted: Callable[[Event], bool]) -> Event:
+        deadline = time.monotonic() + _SECONDS
+        while time.monotonic() < deadline:
+            for event in self._device.read(deadline - time.monotonic()):
+                if wanted(event):
+                    assert event.memory is not None, "the address was not taken for a physical one"
+                    assert (event.memory.phys_addr, event.memory.phys_len) == (phys, length)
+                    return event
+        raise AssertionError(f"no event within {_SECONDS:g} s")
 
     def __enter__(self) -> Self:
         return self

@@ -7,6 +7,7 @@ runs `Calls.mmap` in the child and returns its result, or raises what it raised.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import mmap as _mmap
@@ -17,7 +18,6 @@ import signal
 import socket
 import struct
 import threading
-from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Self
 
@@ -31,6 +31,8 @@ MADV_MERGEABLE, MADV_UNMERGEABLE = 12, 13
 MADV_HUGEPAGE, MADV_NOHUGEPAGE = 14, 15
 CLONE_FILES = 0x400
 
+VFIO_SET_IOMMU, VFIO_GROUP_SET_CONTAINER, VFIO_GROUP_GET_DEVICE_FD = 0x3B66, 0x3B68, 0x3B6A
+VFIO_TYPE1V2_IOMMU = 3
 KVM_CREATE_VM = 0xAE01
 KVM_SET_USER_MEMORY_REGION = 0x4020AE46
 
@@ -57,11 +59,10 @@ class Calls:
         self._keep: list[threading.Thread] = []
 
     def mmap(self, length: int, flags: int = _mmap.MAP_PRIVATE | _mmap.MAP_ANONYMOUS, *, path: str = "",
-             fd: int = -1, offset: int = 0, at: int = 0, align: int = 0, write: bool = True) -> int:  # fmt: skip
+             offset: int = 0, at: int = 0, align: int = 0) -> int:  # fmt: skip
         """A mapping that nothing has touched yet; its address."""
-        prot = _mmap.PROT_READ | (_mmap.PROT_WRITE if write else 0)
-        if path:
-            fd = os.open(path, os.O_RDWR if write else os.O_RDONLY)
+        prot = _mmap.PROT_READ | _mmap.PROT_WRITE
+        fd = os.open(path, os.O_RDWR) if path else -1
         if align:
             room = _check(_libc.mmap(None, length + align, 0, _mmap.MAP_PRIVATE | _mmap.MAP_ANONYMOUS, -1, 0))
             at = (room + align - 1) // align * align
@@ -133,6 +134,15 @@ class Calls:
         ready.wait()
         if done[0]:
             raise done[0]
+
+    def vfio(self, address: str) -> None:
+        """Opens a PCI device that is bound to vfio-pci."""
+        group = os.path.basename(os.readlink(f"/sys/bus/pci/devices/{address}/iommu_group"))
+        container = os.open("/dev/vfio/vfio", os.O_RDWR)
+        fd = os.open(f"/dev/vfio/{group}", os.O_RDWR)
+        fcntl.ioctl(fd, VFIO_GROUP_SET_CONTAINER, struct.pack("=i", container))
+        fcntl.ioctl(container, VFIO_SET_IOMMU, VFIO_TYPE1V2_IOMMU)
+        fcntl.ioctl(fd, VFIO_GROUP_GET_DEVICE_FD, address.encode() + b"\0")
 
     def churn(self, va: int, length: int, seconds: float) -> None:
         """For that time, forks, splits and moves areas beside `va`, which stays as it is."""
@@ -262,12 +272,5 @@ class Holder:
         finally:
             os.close(pidfd)
         self._sock.close()
-        try:
+        with contextlib.suppress(ChildProcessError):
             os.waitpid(self.pid, 0)
-        except ChildProcessError:
-            pass
-
-
-def pages(va: int, length: int) -> Iterator[int]:
-    """Address of each page."""
-    return iter(range(va, va + length, PAGE))

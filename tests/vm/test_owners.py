@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 from hit import Injector
 from holder import HUGE, MADV_HUGEPAGE, MADV_MERGEABLE, MADV_NOHUGEPAGE, MAP_HUGETLB, PAGE, Holder
-from hwerr_notify import Event, Flags
-from testbed import inject, pagemap
+from testbed import pagemap
 from testbed.guest import Guest, GuestConfig
 from testbed.kernel import put
+
+from hwerr_notify import Event, Flags
 
 PRIVATE, SHARED, ANON = mmap.MAP_PRIVATE, mmap.MAP_SHARED, mmap.MAP_ANONYMOUS
 UNSURE = Flags.OWNERS_UNKNOWN | Flags.OWNERS_TRUNCATED
@@ -70,7 +71,8 @@ def test_anonymous(hit: Hit, holder: Holder) -> None:
     ticks = int(stat[19])
     assert task.start_ns * os.sysconf("SC_CLK_TCK") // 10**9 == ticks
     assert task.comm == Path(f"/proc/{holder.pid}/comm").read_text("utf-8").strip()
-    assert event.memory is not None and event.memory.resolve_ns > 0
+    assert event.memory is not None
+    assert event.memory.resolve_ns > 0
 
 
 def test_bytes_of_a_page(hit: Hit, holder: Holder) -> None:
@@ -120,6 +122,25 @@ def huge(holder: Holder, flags: int = PRIVATE | ANON, *, path: str = "") -> int:
 def test_thp(hit: Hit, holder: Holder) -> None:
     va = huge(holder) + 137 * PAGE
     assert tasks(hit(holder.phys(va))) == {(holder.pid, va, PAGE)}
+
+
+def test_thp_of_a_file(hit: Hit, holder: Holder) -> None:
+    enabled = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
+    with ExitStack() as stack:
+        # What anonymous shared memory does is told by the kernel's own mount.
+        stack.callback(put, enabled, "never")
+        put(enabled, "force")
+        path = holder.memfd(HUGE)
+        va = huge(holder, SHARED, path=path) + 211 * PAGE
+        child = stack.enter_context(holder.fork())
+        child.read(va, PAGE)
+        # By small pages.
+        other = stack.enter_context(Holder())
+        vb = other.mmap(64 * PAGE, SHARED, path=path, offset=200 * PAGE)
+        other.read(vb, 64 * PAGE)
+        assert tasks(hit(holder.phys(va))) == {
+            (holder.pid, va, PAGE), (child.pid, va, PAGE), (other.pid, vb + 11 * PAGE, PAGE)
+        }  # fmt: skip
 
 
 def test_thp_mapped_by_ptes(hit: Hit, holder: Holder) -> None:
@@ -294,7 +315,34 @@ def test_more_owners_than_fit(hit: Hit, holder: Holder) -> None:
         assert set(named) <= everyone
 
 
-def test_poisoned_page_of_a_file_is_still_known(hit: Hit, holder: Holder) -> None:
+# -- memory_failure(): looked up with preemption off, before it unmaps -----------
+
+
+def test_memory_failure_of_an_anonymous_page(injector: Injector, holder: Holder) -> None:
+    va = touched(holder, 2)
+    with holder.fork() as child:
+        event = injector.poison(holder.pfn(va))
+        assert tasks(event) == {(holder.pid, va, PAGE), (child.pid, va, PAGE)}
+
+
+def test_memory_failure_of_a_thp(injector: Injector, holder: Holder) -> None:
+    va = huge(holder) + 99 * PAGE
+    assert tasks(injector.poison(holder.pfn(va))) == {(holder.pid, va, PAGE)}
+
+
+@pytest.mark.amd
+def test_memory_failure_of_a_guest_page(injector: Injector) -> None:
+    with ExitStack() as stack:
+        guest = start(stack, "poison", "memfd")
+        gpa = 0x500000
+        pid, hva = guest.pid, guest.gpa2hva(gpa)
+        event = injector.poison(guest.gpa2hpa(gpa) // PAGE)
+        assert not event.tasks
+        assert not event.flags & UNSURE
+        assert [(g.pid, g.gpa, g.hva) for g in event.guests] == [(pid, gpa, hva)]
+
+
+def test_poisoned_page_of_a_file_is_still_known(injector: Injector, holder: Holder) -> None:
     path = holder.memfd(4 * PAGE)
     va = holder.mmap(4 * PAGE, SHARED, path=path)
     holder.write(va, 4 * PAGE)
@@ -302,17 +350,22 @@ def test_poisoned_page_of_a_file_is_still_known(hit: Hit, holder: Holder) -> Non
     with Holder() as other:
         vb = other.mmap(4 * PAGE, SHARED, path=path)
         other.read(vb, 4 * PAGE)
-        inject.hwpoison(holder.pfn(va + PAGE))
-        assert {(holder.pid, va + PAGE, PAGE), (other.pid, vb + PAGE, PAGE)} == tasks(hit(phys))
+        both = {(holder.pid, va + PAGE, PAGE), (other.pid, vb + PAGE, PAGE)}
+        assert tasks(injector.poison(holder.pfn(va + PAGE))) == both
+        assert tasks(injector.hit(phys)) == both
 
 
-def test_poisoned_anonymous_page_is_in_doubt(hit: Hit, holder: Holder) -> None:
+def test_poisoned_anonymous_page_is_in_doubt(injector: Injector, holder: Holder) -> None:
     va = touched(holder)
     phys = holder.phys(va)
-    inject.hwpoison(holder.pfn(va))
-    event = hit(phys)
+    assert tasks(injector.poison(holder.pfn(va))) == {(holder.pid, va, PAGE)}
+    event = injector.hit(phys)
     assert event.flags & UNSURE == Flags.OWNERS_UNKNOWN
-    assert not event.tasks and not event.guests
+    assert not event.tasks
+    assert not event.guests
+
+
+# -- in motion -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["anon", "memfd"])
@@ -384,10 +437,12 @@ def test_fifty_random_pages_of_a_guest(hit: Hit, backing: str) -> None:
             assert not event.tasks
             (g,) = event.guests
             assert (g.pid, g.gpa, g.hva, g.len) == (guest.pid, gpa, guest.gpa2hva(gpa), PAGE)
-            assert g.kvm and not g.by_device
+            assert g.kvm
+            assert not g.by_device
             assert g.comm == "qemu-system-x86"
             ids.add(g.vm_id)
-        assert len(ids) == 1 and 0 not in ids
+        assert len(ids) == 1
+        assert 0 not in ids
 
 
 @pytest.mark.amd
@@ -453,7 +508,8 @@ def test_qemu_without_kvm(hit: Hit) -> None:
         gpa = 0x300000
         hva = guest.gpa2hva(gpa)
         event = hit(pagemap.physical(guest.pid, hva))
-        assert not event.tasks and not event.flags & UNSURE
+        assert not event.tasks
+        assert not event.flags & UNSURE
         (g,) = event.guests
         assert (g.pid, g.gpa, g.hva, g.len, g.kvm, g.vm_id) == (guest.pid, None, hva, PAGE, False, 0)
 
@@ -484,7 +540,8 @@ def test_vmm_that_is_not_qemu(hit: Hit, holder: Holder) -> None:
     va = touched(holder, 16)
     holder.vm_slot(holder.vm(), 3, 0x1_0000_0000, 8 * PAGE, va)
     event = hit(holder.phys(va + 5 * PAGE))
-    assert not event.tasks and not event.flags & UNSURE
+    assert not event.tasks
+    assert not event.flags & UNSURE
     (g,) = event.guests
     assert (g.pid, g.kvm, g.gpa, g.slot) == (holder.pid, True, 0x1_0000_5000, 3)
     # Beyond the slot.
