@@ -1,8 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Memory controller errors, from the mc_event tracepoint.
+ * Memory controller errors, from the mc_event tracepoint; at load, what the
+ * controllers have counted until then.
  */
+#include <linux/device.h>
+#include <linux/edac.h>
 #include <linux/kernel.h>
+#include <linux/module.h>
 #include <linux/string.h>
 
 #include "classify.h"
@@ -74,9 +78,83 @@ static void edac_source_exit(void)
 	hwerr_tp_detach(&mc_tp);
 }
 
+static void report_count(const struct mem_ctl_info *mci, const struct dimm_info *dimm,
+			 enum hw_event_mc_err_type type, u32 count)
+{
+	struct hwerr_class class = hwerr_class_edac(type);
+	s32 at[3] = { -1, -1, -1 };
+	struct hwerr_info_edac *e;
+	struct hwerr_draft *d;
+	unsigned int i;
+
+	if (!count)
+		return;
+	d = hwerr_draft_get(HWERR_SRC_EDAC, class.severity);
+	if (!d)
+		return;
+	d->rec.kind = class.kind;
+	d->rec.component = class.component;
+	d->rec.flags |= class.flags | HWERR_F_EARLIER | HWERR_F_OWNERS_UNKNOWN;
+	d->rec.raw_severity = type;
+	d->rec.count = count;
+	d->rec.cpu = -1;
+	d->rec.time_mono_ns = 0;
+	d->rec.time_real_ns = 0;
+	e = hwerr_draft_info(d, HWERR_INFO_EDAC, sizeof(*e));
+	if (e) {
+		for (i = 0; i < min_t(unsigned int, mci->n_layers, ARRAY_SIZE(at)); i++)
+			at[i] = dimm->location[i];
+		e->mc = mci->mc_idx;
+		e->top = at[0];
+		e->mid = at[1];
+		e->low = at[2];
+		e->grain = dimm->grain;
+		strscpy(e->label, dimm->label, sizeof(e->label));
+	}
+	hwerr_draft_text(d, "counted by the memory controller before hwerr was loaded");
+	hwerr_submit(d);
+}
+
+/* The walk holds a reference to @dev, which is the controller's lifetime. */
+static int earlier_mc(struct device *dev, void *unused)
+{
+	struct mem_ctl_info *mci = container_of(dev, struct mem_ctl_info, dev);
+	struct dimm_info *dimm;
+	unsigned int idx;
+	char rest;
+
+	if (sscanf(dev_name(dev), "mc%u%c", &idx, &rest) != 1)
+		return 0;
+	mci_for_each_dimm(mci, dimm) {
+		report_count(mci, dimm, HW_EVENT_ERR_CORRECTED, READ_ONCE(dimm->ce_count));
+		report_count(mci, dimm, HW_EVENT_ERR_UNCORRECTED, READ_ONCE(dimm->ue_count));
+	}
+	return hwerr_exiting();
+}
+
+/*
+ * Task context, sleeps. The probe is attached by now: an error of this very
+ * moment may be told by it, and be in the count.
+ */
+static void edac_earlier(void)
+{
+	typeof(&edac_get_sysfs_subsys) bus = symbol_get(edac_get_sysfs_subsys);
+	struct device *all;
+
+	if (!bus)
+		return;
+	all = bus_find_device_by_name(bus(), NULL, "mc");
+	if (all) {
+		device_for_each_child(all, NULL, earlier_mc);
+		put_device(all);
+	}
+	symbol_put(edac_get_sysfs_subsys);
+}
+
 const struct hwerr_source_ops hwerr_source_edac = {
 	.name = "edac",
 	.sources = BIT_ULL(HWERR_SRC_EDAC),
 	.init = edac_source_init,
 	.exit = edac_source_exit,
+	.earlier = edac_earlier,
 };

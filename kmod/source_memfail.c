@@ -238,31 +238,50 @@ static bool was_seen(unsigned long pfn)
 	return seen;
 }
 
-static void report_poisoned(unsigned long pfn)
+/**
+ * struct poisoned - adjacent pages that are poisoned
+ * @pfn: the first
+ * @nr: how many
+ */
+struct poisoned {
+	unsigned long pfn;
+	unsigned int nr;
+};
+
+static void report_poisoned(struct poisoned *run)
 {
-	struct hwerr_draft *d = memfail_draft(pfn);
+	struct hwerr_draft *d;
 	struct hwerr_class class;
 
-	if (!d)
+	if (!run->nr)
 		return;
 	/* Which result it had is not kept; the page is out, as if delayed. */
 	class = hwerr_class_memfail(MF_DELAYED, 0);
-	d->rec.severity = class.severity;
+	d = hwerr_draft_get(HWERR_SRC_MEMORY_FAILURE, class.severity);
+	if (!d)
+		goto out;
+	hwerr_draft_memory(d, PFN_PHYS(run->pfn), (u64)run->nr << PAGE_SHIFT);
 	d->rec.kind = class.kind;
 	d->rec.component = class.component;
 	d->rec.flags |= class.flags | HWERR_F_EARLIER;
 	d->rec.raw_severity = MF_DELAYED;
+	d->rec.count = run->nr;
 	d->rec.cpu = -1;
 	d->rec.time_mono_ns = 0;
 	d->rec.time_real_ns = 0;
+	d->no_link = true;
 	owners_done(d);
-	hwerr_draft_text(d, "page was poisoned before hwerr was loaded");
+	hwerr_draft_text(d, "%s poisoned before hwerr was loaded",
+			 run->nr > 1 ? "pages were" : "page was");
 	hwerr_submit(d);
+out:
+	run->nr = 0;
 }
 
 /* Pages that are poisoned already; task context, sleeps. */
 static void memfail_earlier(void)
 {
+	struct poisoned run = {};
 	unsigned long pfn, end;
 	int nid;
 
@@ -271,18 +290,23 @@ static void memfail_earlier(void)
 		for (pfn = node_start_pfn(nid); pfn < end; pfn++) {
 			struct page *page = pfn_to_online_page(pfn);
 
-			if (!page) {
-				/* Nothing online in the rest of the section. */
-				pfn = ALIGN(pfn + 1, PAGES_PER_SECTION) - 1;
-			} else if (PageHWPoison(page) && !was_seen(pfn)) {
-				report_poisoned(pfn);
+			if (page && PageHWPoison(page) && !was_seen(pfn)) {
+				if (!run.nr)
+					run.pfn = pfn;
+				run.nr++;
+			} else {
+				report_poisoned(&run);
 			}
+			/* Nothing online in the rest of the section. */
+			if (!page)
+				pfn = ALIGN(pfn + 1, PAGES_PER_SECTION) - 1;
 			if (pfn % 1024 == 1023) {
 				if (hwerr_exiting())
 					return;
 				cond_resched();
 			}
 		}
+		report_poisoned(&run);
 	}
 }
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
 
@@ -10,6 +11,7 @@ import pytest
 from holder import PAGE, Holder
 from testbed import inject, vfio
 from testbed.guest import Guest, GuestConfig
+from testbed.records import AerRecord
 
 import hwerr_notify
 from hwerr_notify import Device, Event, Flags, Source
@@ -37,11 +39,15 @@ def holder() -> Iterator[Holder]:
         yield holder
 
 
-def error(device: Device, ident: str = "aer0", name: str = "BAD_TLP") -> Event:
+# Each another error: the same ones would be counted in the first one's record.
+_BITS = itertools.cycle([0x0001, 0x0040, 0x0080, 0x0100, 0x1000, 0x0041, 0x0081, 0x0101, 0x1001, 0x00C0, 0x0140])
+
+
+def error(device: Device, ident: str = "aer0") -> Event:
     """The event of a correctable error of that device."""
     address = inject.pci_address(ident)
     device.seek("now")
-    inject.aer_real(ident, name, correctable=True)
+    inject.aer(AerRecord(cor_status=next(_BITS), device=address))
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         for event in device.read(deadline - time.monotonic()):

@@ -15,7 +15,7 @@
  *                 type: ce ue deferred fatal info
  *   mce           status=.. addr=.. misc=.. mcgstatus=.. bank=.. cpu=.. socket=..
  *                 cpuid=.. vendor=.. ip=.. cs=.. synd=.. ipid=.. mcgcap=.. apicid=..
- *                 tsc=.. time=.. microcode=.. ppin=..
+ *                 tsc=.. time=.. microcode=.. ppin=.. inject=..
  *   extlog        sev=.. seq=.. type=.. addr=.. mask=.. node=.. card=.. module=..
  *                 fru=GUID text=text up to the end of the line
  *   non_standard  sev=.. section=GUID fru=GUID data=hex text=text up to the end
@@ -163,7 +163,7 @@ static int sim_mce(char *line)
 	u64 cpuid = cpuid_eax(1), apicid = 0, microcode = boot_cpu_data.microcode;
 	struct mce m = { .time = ktime_get_real_seconds(), .tsc = rdtsc_ordered() };
 	u64 status = 0, misc = 0, addr = 0, mcgstatus = 0, ip = 0, synd = 0, ipid = 0;
-	u64 mcgcap = 0, ppin = 0, tsc = m.tsc, time = m.time;
+	u64 mcgcap = 0, ppin = 0, tsc = m.tsc, time = m.time, inject = 0;
 	const struct sim_key keys[] = {
 		{ "status", SIM_U64, &status }, { "addr", SIM_U64, &addr },
 		{ "misc", SIM_U64, &misc }, { "mcgstatus", SIM_U64, &mcgstatus },
@@ -173,13 +173,15 @@ static int sim_mce(char *line)
 		{ "synd", SIM_U64, &synd }, { "ipid", SIM_U64, &ipid },
 		{ "mcgcap", SIM_U64, &mcgcap }, { "apicid", SIM_U64, &apicid },
 		{ "tsc", SIM_U64, &tsc }, { "time", SIM_U64, &time },
-		{ "microcode", SIM_U64, &microcode }, { "ppin", SIM_U64, &ppin }, {}
+		{ "microcode", SIM_U64, &microcode }, { "ppin", SIM_U64, &ppin },
+		{ "inject", SIM_U64, &inject }, {}
 	};
 	int err = sim_parse(line, keys);
 
 	if (err)
 		return err;
-	if (bank > U8_MAX || cpu >= nr_cpu_ids || vendor > U8_MAX || cs > U8_MAX)
+	if (bank > U8_MAX || cpu >= nr_cpu_ids || vendor > U8_MAX || cs > U8_MAX ||
+	    inject > U8_MAX)
 		return -EINVAL;
 	m.status = status;
 	m.misc = misc;
@@ -201,6 +203,7 @@ static int sim_mce(char *line)
 	m.ipid = ipid;
 	m.ppin = ppin;
 	m.microcode = microcode;
+	m.inject_flags = inject;
 	m.finished = 1;
 	hwerr_sim_mce_log(&m);
 	return 0;

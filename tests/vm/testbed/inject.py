@@ -15,6 +15,7 @@ Every function returns when the injection was accepted, not when it was handled.
 from __future__ import annotations
 
 import struct
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,7 @@ def aer_real(device: str, error: str, correctable: bool = False, header_log: tup
             "this QEMU sets the bit of a correctable error but sends no message to the root port; "
             "use the aer_inject module (`hwerr-inject aer --cor-status BITS`)"
         )
+    _undo_aer_inject()
     words = ["pcie_aer_inject_error"]
     if correctable:
         words.append("-c")
@@ -177,6 +179,12 @@ def _find_pci(buses: list[dict[str, Any]], ident: str) -> str | None:
             if found:
                 return found
     return None
+
+
+def _undo_aer_inject() -> None:
+    """aer_inject answers for the error registers of a device it was used on, until it goes."""
+    if Path("/sys/module/aer_inject").exists():
+        subprocess.run(["rmmod", "aer_inject"], check=True)
 
 
 def aer(record: AerRecord, mask_override: bool = False) -> None:

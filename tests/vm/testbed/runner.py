@@ -266,6 +266,7 @@ def qemu_command(
         ]  # fmt: skip
     # QEMU talks to itself: its QMP monitor's other end is a port of the guest.
     argv += ["-chardev", f"socket,id=qmp,fd={fds['qmp']}", "-mon", "chardev=qmp,mode=control"]
+    argv += ["-chardev", f"socket,id=nmi,fd={fds['nmi']}", "-mon", "chardev=nmi,mode=control"]
     iommu = "" if args.no_iommu else ",iommu_platform=on,ats=on"
     for n in range(2):
         argv += [
@@ -283,6 +284,8 @@ def kernel_words(args: argparse.Namespace, kernel: Kernel, script: Path, insmod:
         # An emulated CPU on a busy host is slow, not hung.
         "rcupdate.rcu_cpu_stall_timeout=120", "watchdog_thresh=60", "tsc=reliable", "no_timer_check",
         "psmouse.proto=exps", "raid=noautodetect",
+        # See ask_where(): tasks, and what each CPU runs.
+        "unknown_nmi_panic", "panic_print=0x41",
         # The emulated CPU has none of the holes, and pays dearly for closing them.
         "mitigations=off",
     ]  # fmt: skip
@@ -308,8 +311,9 @@ def boot(
     """Start the VM and stay with it to its end."""
     ours: dict[str, socket.socket] = {}
     theirs: dict[str, socket.socket] = {}
-    for port in ("control", "stdout", "stderr"):
+    for port in ("control", "stdout", "stderr", "nmi"):
         ours[port], theirs[port] = socket.socketpair()
+    nmi = ours.pop("nmi")
     theirs["monitor"], theirs["qmp"] = socket.socketpair()
     fds = {name: sock.fileno() for name, sock in theirs.items()}
     argv = qemu_command(args, kernel, initrd, run, words, fds)
@@ -327,12 +331,12 @@ def boot(
     for sock in theirs.values():
         sock.close()
     try:
-        return follow(args, qemu, ours, run, progress)
+        return follow(args, qemu, ours, nmi, run, progress)
     finally:
         if qemu.poll() is None:
             qemu.kill()
         qemu.wait()
-        for sock in ours.values():
+        for sock in (*ours.values(), nmi):
             sock.close()
 
 
@@ -340,6 +344,7 @@ def follow(
     args: argparse.Namespace,
     qemu: subprocess.Popen[bytes],
     ports: dict[str, socket.socket],
+    nmi: socket.socket,
     run: Path,
     progress: Progress,
 ) -> Outcome:
@@ -357,6 +362,7 @@ def follow(
                 phase = "did not come up" if outcome.ready is None else "the command did not end"
                 limit = args.boot_timeout if outcome.ready is None else args.timeout
                 outcome.lost = f"{phase} within {limit:g} s"
+                ask_where(qemu, nmi, progress)
                 break
             for key, _ in selector.select(left):
                 port = ports[key.data]
@@ -404,6 +410,16 @@ def follow(
     return outcome
 
 
+def ask_where(qemu: subprocess.Popen[bytes], nmi: socket.socket, progress: Progress) -> None:
+    """Have a kernel that hangs say on its console what every task and CPU does: it panics on an NMI."""
+    progress.always("asking the kernel where it is")
+    nmi.sendall(b'{"execute": "qmp_capabilities"}\n{"execute": "inject-nmi"}\n')
+    try:
+        qemu.wait(60)
+    except subprocess.TimeoutExpired:
+        progress.always("it does not answer")
+
+
 # -- the verdict -----------------------------------------------------------
 
 
@@ -420,6 +436,8 @@ def judge(args: argparse.Namespace, outcome: Outcome, run: Path, progress: Progr
         progress.always(f"the VM could not be set up: {outcome.failure}; {where}")
         return EXIT_SETUP
     if outcome.lost is not None:
+        for text in splat.blocked_tasks(outcome.console)[:8]:
+            sys.stderr.write("".join(f"    {line}\n" for line in text.splitlines()))
         if not splats:
             progress.always("last lines of the console:")
             sys.stderr.write("".join(f"    {line}\n" for line in outcome.console[-15:]))
