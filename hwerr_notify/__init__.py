@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .aio import Watch, watch
-    from .device import DEFAULT_PATH, Device, DeviceInfo, Filter, Stats, open
+    from .device import DEFAULT_PATH, Device, DeviceInfo, Filter, Guard, Stats, open
     from .enums import (
         Component,
         Flags,
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         Memory,
         Pci,
         RecordError,
+        Stop,
         Task,
         Text,
         Unknown,
@@ -56,6 +57,7 @@ __all__ = [
     "Event",
     "Filter",
     "Flags",
+    "Guard",
     "Guest",
     "GuestFlags",
     "Info",
@@ -70,6 +72,7 @@ __all__ = [
     "Severity",
     "Source",
     "Stats",
+    "Stop",
     "Task",
     "TaskFlags",
     "Text",
@@ -84,13 +87,13 @@ __all__ = [
 
 _HOME = {
     "aio": ("Watch", "watch"),
-    "device": ("DEFAULT_PATH", "Device", "DeviceInfo", "Filter", "Stats", "open"),
+    "device": ("DEFAULT_PATH", "Device", "DeviceInfo", "Filter", "Guard", "Stats", "open"),
     "enums": (
         "Component", "Flags", "GuestFlags", "InfoType", "Kind", "MfResult", "Severity", "Source", "TaskFlags",
     ),
     "event": (
         "RECORD_MAX", "Cper", "Edac", "Event", "Guest", "Info", "Mce", "Memory", "Pci", "RecordError",
-        "Task", "Text", "Unknown", "build", "encode", "parse",
+        "Stop", "Task", "Text", "Unknown", "build", "encode", "parse",
     ),
     "names": ("Names",),
 }  # fmt: skip

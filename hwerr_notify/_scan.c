@@ -14,6 +14,7 @@ static size_t info_min(uint16_t type)
 	case HWERR_INFO_MEMORY: return sizeof(struct hwerr_info_memory);
 	case HWERR_INFO_GUEST: return sizeof(struct hwerr_info_guest);
 	case HWERR_INFO_TASK: return sizeof(struct hwerr_info_task);
+	case HWERR_INFO_STOP: return sizeof(struct hwerr_info_stop);
 	case HWERR_INFO_CPER: return sizeof(struct hwerr_info_cper);
 	default: return sizeof(struct hwerr_info);
 	}

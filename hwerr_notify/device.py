@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import builtins
 import errno
 import fcntl
 import math
@@ -15,13 +16,13 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from ._uapi import lib
+from ._uapi import ffi, lib
 from .enums import Severity, Source
-from .event import RECORD_MAX, Event, encode, parse
+from .event import RECORD_MAX, Event, Stop, encode, parse
 from .layout import Layout
 from .names import Names
 
-__all__ = ["DEFAULT_PATH", "Device", "DeviceInfo", "Filter", "Since", "Stats", "open"]
+__all__ = ["DEFAULT_PATH", "Device", "DeviceInfo", "Filter", "Guard", "Since", "Stats", "open"]
 
 DEFAULT_PATH = "/dev/hwerr"
 
@@ -34,6 +35,10 @@ _IOC_INFO = Layout("hwerr_ioc_info")
 _IOC_STATS = Layout("hwerr_ioc_stats")
 _IOC_FILTER = Layout("hwerr_ioc_filter")
 _IOC_SEEK = Layout("hwerr_ioc_seek")
+_IOC_GUARD = Layout("hwerr_ioc_guard")
+_IOC_STOP = Layout("hwerr_ioc_stop")
+_IOC_GUARDS = Layout("hwerr_ioc_guards")
+_GUARD_ENTRY = Layout("hwerr_guard_entry")
 
 # Every reader of one process asks about the same VMs.
 _names = Names()
@@ -100,6 +105,23 @@ class Stats:
         return out
 
 
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """A process whose KVM guests are stopped by an error of that severity or a worse one.
+
+    `start_ns` (CLOCK_BOOTTIME) and `pid` together are the process's identity. `keep`: it
+    outlives the file it was armed through. `stops` counts, `stopped_ns` (CLOCK_MONOTONIC) is
+    the last, 0 if there was none.
+    """
+
+    pid: int
+    start_ns: int
+    severity: Severity
+    keep: bool
+    stops: int
+    stopped_ns: int
+
+
 def _mask(members: Iterable[int]) -> int:
     mask = 0
     for member in members:
@@ -109,6 +131,11 @@ def _mask(members: Iterable[int]) -> int:
 
 def _bits(mask: int) -> list[int]:
     return [n for n in range(mask.bit_length()) if mask >> n & 1]
+
+
+def _pid_of(pidfd: int) -> int:
+    with builtins.open(f"/proc/self/fdinfo/{pidfd}", encoding="ascii") as file:
+        return next((int(line.split()[1]) for line in file if line.startswith("Pid:")), 0)
 
 
 def at_least(severity: Severity) -> frozenset[Severity]:
@@ -322,6 +349,63 @@ class Device:
                 raise
             following = self.info().next_seq or "unknown"
             raise ValueError(f"no record {since} yet: the next is {following}") from None
+
+    def guard(self, pidfd: int, severity: Severity, *, keep: bool = False) -> None:
+        """Arms a process: an error that hits it and is as severe stops its KVM guests.
+
+        They are stopped before the event can be read, and for a machine check before
+        memory_failure(). `severity` is deferred or worse. Without `keep` the guard ends when
+        this device is closed; it always ends with the process. Arming again replaces it.
+        PermissionError without CAP_SYS_ADMIN, unless the process is one's own;
+        ProcessLookupError if it has ended.
+        """
+        fields = {
+            "pidfd": pidfd,
+            "severity": int(severity),
+            "flags": lib.HWERR_GUARD_KEEP if keep else 0,
+        }
+        self._ioctl(lib.HWERR_IOC_GUARD, _IOC_GUARD, fields)
+
+    def unguard(self, pidfd: int) -> None:
+        """Disarms a process. FileNotFoundError if it was not armed; else as `guard`."""
+        fields = {"pidfd": pidfd, "flags": lib.HWERR_GUARD_REMOVE}
+        self._ioctl(lib.HWERR_IOC_GUARD, _IOC_GUARD, fields)
+
+    def stop(self, pidfd: int) -> Stop:
+        """Stops the KVM guests of a process now: each vCPU's KVM_RUN returns EIO, once.
+
+        OSError with ENXIO if it has none; else as `guard`.
+        """
+        f = self._ioctl(lib.HWERR_IOC_STOP, _IOC_STOP, {"pidfd": pidfd})
+        return Stop(
+            pid=_pid_of(pidfd), vcpus=f["vcpus"], running=f["running"], mono_ns=f["stopped_ns"]
+        )
+
+    def guards(self) -> list[Guard]:
+        """The guards there are; without CAP_SYS_ADMIN one's own."""
+        room = 64
+        while True:
+            entries = ffi.new("struct hwerr_guard_entry[]", room)
+            fields = {"entries": int(ffi.cast("uintptr_t", entries)), "count": room}
+            count = self._ioctl(lib.HWERR_IOC_GUARDS, _IOC_GUARDS, fields)["count"]
+            if count <= room:
+                break
+            room = 2 * count
+        raw = bytes(ffi.buffer(entries))
+        found = []
+        for n in range(count):
+            f = _GUARD_ENTRY.unpack(raw, n * _GUARD_ENTRY.size)
+            found.append(
+                Guard(
+                    pid=f["tgid"],
+                    start_ns=f["start_ns"],
+                    severity=Severity(f["severity"]),
+                    keep=bool(f["flags"] & lib.HWERR_GUARD_KEEP),
+                    stops=f["stops"],
+                    stopped_ns=f["stopped_ns"],
+                )
+            )
+        return found
 
     def publish(self, *events: Event | bytes) -> None:
         """Writes records, all or none, marked as from software; see `build()`.

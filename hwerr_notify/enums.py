@@ -116,6 +116,7 @@ class InfoType(_OpenEnum):
     TASK = lib.HWERR_INFO_TASK
     TEXT = lib.HWERR_INFO_TEXT
     CPER = lib.HWERR_INFO_CPER
+    STOP = lib.HWERR_INFO_STOP
 
 
 class MfResult(_OpenEnum):

@@ -29,6 +29,7 @@ __all__ = [
     "Memory",
     "Pci",
     "RecordError",
+    "Stop",
     "Task",
     "Text",
     "Unknown",
@@ -215,6 +216,21 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
+class Stop:
+    """The KVM guests of process `pid` were stopped, because it was guarded, or on command.
+
+    `vcpus` were told to; all but `running` of them were out of the guest at `mono_ns`
+    (CLOCK_MONOTONIC). See `Device.guard`.
+    """
+
+    pid: int
+    vcpus: int
+    start_ns: int = 0
+    mono_ns: int = 0
+    running: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Text:
     """One line for a person, as the source wrote it."""
 
@@ -241,7 +257,7 @@ class Unknown:
     data: bytes
 
 
-Info = Mce | Pci | Edac | Memory | Guest | Task | Text | Cper | Unknown
+Info = Mce | Pci | Edac | Memory | Guest | Task | Text | Cper | Stop | Unknown
 
 # -- infos and bytes -------------------------------------------------------
 
@@ -253,6 +269,7 @@ _MEMORY = Layout("hwerr_info_memory")
 _GUEST = Layout("hwerr_info_guest")
 _TASK = Layout("hwerr_info_task")
 _CPER = Layout("hwerr_info_cper")
+_STOP = Layout("hwerr_info_stop")
 
 
 def _fields(layout: Layout, raw: bytes, at: int) -> dict[str, Any]:
@@ -295,6 +312,12 @@ def _get_task(raw: bytes, at: int, _len: int) -> Task:
     return Task(**f)
 
 
+def _get_stop(raw: bytes, at: int, _len: int) -> Stop:
+    f = _fields(_STOP, raw, at)
+    f["pid"] = f.pop("tgid")
+    return Stop(**f)
+
+
 def _get_text(raw: bytes, at: int, length: int) -> Text:
     return Text(_text(raw[at + _INFO.size : at + length]))
 
@@ -323,6 +346,7 @@ _GET: dict[int, Callable[[bytes, int, int], Info]] = {
     InfoType.TASK: _get_task,
     InfoType.TEXT: _get_text,
     InfoType.CPER: _get_cper,
+    InfoType.STOP: _get_stop,
 }
 
 
@@ -362,6 +386,9 @@ def _put(info: Info) -> bytes:
                 "data_len": len(info.data),
             }
             tail = f.pop("data")
+        case Stop():
+            kind, layout = InfoType.STOP, _STOP
+            f["tgid"] = f.pop("pid")
         case Unknown():
             kind, layout, f, tail = InfoType(info.type), _INFO, {}, info.data
     tail += bytes(-len(tail) % 8)
@@ -555,6 +582,11 @@ class Event:
     def tasks(self) -> tuple[Task, ...]:
         """Other processes hit."""
         return self._all(Task)
+
+    @property
+    def stops(self) -> tuple[Stop, ...]:
+        """Processes whose guests were stopped before the record could be read."""
+        return self._all(Stop)
 
     @property
     def text(self) -> str | None:

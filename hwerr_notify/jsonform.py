@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .enums import Flags, Kind
-from .event import Cper, Edac, Event, Guest, Mce, Memory, Pci, Task
+from .event import Cper, Edac, Event, Guest, Mce, Memory, Pci, Stop, Task
 from .message import aer_names
 
 __all__ = ["boot_id", "rfc3339", "to_json"]
@@ -118,6 +118,16 @@ def _task(t: Task, pci: Pci | None) -> dict[str, Any]:
     }
 
 
+def _stop(s: Stop) -> dict[str, Any]:
+    return {
+        "pid": s.pid,
+        "start_ns": s.start_ns,
+        "vcpus": s.vcpus,
+        "running": s.running,
+        "time_mono_ns": s.mono_ns,
+    }
+
+
 def to_json(event: Event) -> dict[str, Any]:
     """See `Event.to_json`."""
     flags, pci = event.flags, event.pci
@@ -165,6 +175,8 @@ def to_json(event: Event) -> dict[str, Any]:
         out["cper"] = _cper(event.cper)
     if event.text is not None:
         out["text"] = event.text
+    if event.stops:
+        out["stops"] = [_stop(s) for s in event.stops]
     out["guests"] = [_guest(g, pci) for g in event.guests]
     out["tasks"] = [_task(t, pci) for t in event.tasks]
     return out

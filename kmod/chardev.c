@@ -18,6 +18,7 @@
 #include <linux/slab.h>
 #include <linux/uaccess.h>
 
+#include "guard.h"
 #include "hwerr.h"
 #include "record.h"
 #include "ring.h"
@@ -30,6 +31,9 @@
 #define STATS_SIZE_V1	280
 #define FILTER_SIZE_V1	24
 #define SEEK_SIZE_V1	16
+#define GUARD_SIZE_V1	16
+#define STOP_SIZE_V1	24
+#define GUARDS_SIZE_V1	16
 
 static int hwerr_open(struct inode *inode, struct file *file)
 {
@@ -45,6 +49,7 @@ static int hwerr_open(struct inode *inode, struct file *file)
 
 static int hwerr_release(struct inode *inode, struct file *file)
 {
+	hwerr_guard_release(file->private_data);
 	hwerr_reader_free(file->private_data);
 	return 0;
 }
@@ -310,6 +315,9 @@ static long hwerr_ioctl(struct file *file, unsigned int cmd, unsigned long val)
 		struct hwerr_ioc_stats stats;
 		struct hwerr_ioc_filter filter;
 		struct hwerr_ioc_seek seek;
+		struct hwerr_ioc_guard guard;
+		struct hwerr_ioc_stop stop;
+		struct hwerr_ioc_guards guards;
 	} u;
 	long err;
 
@@ -351,6 +359,19 @@ static long hwerr_ioctl(struct file *file, unsigned int cmd, unsigned long val)
 		mutex_unlock(&r->lock);
 		wake_up_interruptible_poll(&hwerr_waitq, EPOLLIN | EPOLLRDNORM);
 		return 0;
+	case HWERR_IOC_GUARD & ~IOCSIZE_MASK:
+		err = get_arg(&u.guard, sizeof(u.guard), GUARD_SIZE_V1, cmd, arg);
+		return err ?: hwerr_guard_set(r, &u.guard);
+	case HWERR_IOC_STOP & ~IOCSIZE_MASK:
+		err = get_arg(&u.stop, sizeof(u.stop), STOP_SIZE_V1, cmd, arg);
+		if (!err)
+			err = hwerr_guard_stop(r, &u.stop);
+		return err ?: put_arg(&u.stop, sizeof(u.stop), STOP_SIZE_V1, cmd, arg);
+	case HWERR_IOC_GUARDS & ~IOCSIZE_MASK:
+		err = get_arg(&u.guards, sizeof(u.guards), GUARDS_SIZE_V1, cmd, arg);
+		if (!err)
+			err = hwerr_guard_list(r, &u.guards);
+		return err ?: put_arg(&u.guards, sizeof(u.guards), GUARDS_SIZE_V1, cmd, arg);
 	}
 	return -ENOTTY;
 }
@@ -380,6 +401,9 @@ int hwerr_chardev_init(void)
 	BUILD_BUG_ON(sizeof(struct hwerr_ioc_stats) < STATS_SIZE_V1);
 	BUILD_BUG_ON(sizeof(struct hwerr_ioc_filter) < FILTER_SIZE_V1);
 	BUILD_BUG_ON(sizeof(struct hwerr_ioc_seek) < SEEK_SIZE_V1);
+	BUILD_BUG_ON(sizeof(struct hwerr_ioc_guard) < GUARD_SIZE_V1);
+	BUILD_BUG_ON(sizeof(struct hwerr_ioc_stop) < STOP_SIZE_V1);
+	BUILD_BUG_ON(sizeof(struct hwerr_ioc_guards) < GUARDS_SIZE_V1);
 	return misc_register(&hwerr_misc);
 }
 

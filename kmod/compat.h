@@ -76,6 +76,63 @@ static inline struct task_struct *hwerr_mm_owner(struct mm_struct *mm)
 }
 
 /*
+ * guard.c, owners_kvm.c: processes and vCPUs
+ */
+#include <linux/err.h>
+#include <linux/file.h>
+#include <linux/fs.h>
+#include <linux/kvm_host.h>
+#include <linux/magic.h>
+#include <linux/pid.h>
+
+#ifndef PID_FS_MAGIC
+#define PID_FS_MAGIC		0x50494446
+#endif
+
+/*
+ * The process that a pidfd stands for; a reference, or -EBADF. The functions
+ * that do this are not exported; a pidfd is known by its file system, or by a
+ * name that no program can give a file.
+ */
+static inline struct pid *hwerr_pidfd_pid(int fd)
+{
+	struct file *file = fget(fd);
+	const struct dentry *dentry;
+	struct pid *pid = NULL;
+
+	if (!file)
+		return ERR_PTR(-EBADF);
+	dentry = file->f_path.dentry;
+	/* 6.9, cb12fd8e0dab ("pidfd: add pidfs") */
+	if (dentry->d_sb->s_magic == PID_FS_MAGIC)
+		pid = file_inode(file)->i_private;
+	else if (dentry->d_sb->s_magic == ANON_INODE_FS_MAGIC &&
+		 dentry->d_name.len == strlen("[pidfd]") &&
+		 !memcmp(dentry->d_name.name, "[pidfd]", strlen("[pidfd]")))
+		pid = file->private_data;
+	get_pid(pid);
+	fput(file);
+	return pid ?: ERR_PTR(-EBADF);
+}
+
+/* Under RCU: the thread that runs @vcpu, or NULL. */
+static inline struct task_struct *hwerr_vcpu_task(struct kvm_vcpu *vcpu)
+{
+	/* 6.13, 3e7f43188ee2 ("KVM: Protect vCPU's "last run PID" with rwlock, not RCU") */
+#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 13, 0)
+	return pid_task(rcu_dereference(vcpu->pid), PIDTYPE_PID);
+#else
+	struct task_struct *task;
+
+	if (!read_trylock(&vcpu->pid_lock))
+		return NULL;
+	task = pid_task(vcpu->pid, PIDTYPE_PID);
+	read_unlock(&vcpu->pid_lock);
+	return task;
+#endif
+}
+
+/*
  * source_*.c: what the kernel's error reports look like
  */
 #include <linux/cper.h>

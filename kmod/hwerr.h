@@ -20,6 +20,7 @@
 #define HWERR_NO_ID		0
 
 struct pci_dev;
+struct task_struct;
 
 /**
  * struct hwerr_draft - a record while it is made
@@ -82,6 +83,11 @@ void hwerr_record_flush(void);
  * HWERR_F_OWNERS_UNKNOWN and HWERR_F_OWNERS_TRUNCATED; fills resolve_ns.
  */
 void hwerr_owners_resolve(struct hwerr_draft *d);
+/*
+ * Stops the KVM guests of @task's process; process context. 0, -ENXIO: there are
+ * none, -ESRCH, -EBUSY: not all of its files were seen.
+ */
+int hwerr_owners_stop(struct task_struct *task, struct hwerr_info_stop *stop);
 int hwerr_owners_init(void);
 void hwerr_owners_exit(void);
 

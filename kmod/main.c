@@ -18,6 +18,7 @@
 #include <linux/string.h>
 #include <linux/workqueue.h>
 
+#include "guard.h"
 #include "hwerr.h"
 #include "ring.h"
 
@@ -175,6 +176,7 @@ static void __exit hwerr_exit(void)
 		detach(i);
 	mutex_unlock(&sources_lock);
 	hwerr_chardev_exit();
+	hwerr_guard_exit();
 	hwerr_record_exit();
 	hwerr_owners_exit();
 	hwerr_ring_exit();

@@ -34,6 +34,7 @@
 #include <linux/uaccess.h>
 
 #include "compat.h"
+#include "guard.h"
 #include "hwerr.h"
 #include "owners.h"
 
@@ -271,14 +272,49 @@ static struct hwerr_info_task *add_task(struct hwerr_owners *o,
 	return t;
 }
 
-static void add_kvm_guest(struct hwerr_owners *o, const struct hwerr_owner *at,
-			  const struct identity *id, const struct hwerr_vm_search *s)
+/* What @s did to the VMs of @id; flags for its GUEST infos. */
+static u32 add_stop(struct hwerr_owners *o, const struct identity *id,
+		    struct hwerr_vm_search *s)
 {
+	struct hwerr_info_stop *i;
+	unsigned int running;
+	u64 now;
+
+	if (!s->nr_stops)
+		return 0;
+	running = hwerr_kvm_stopped(s);
+	now = ktime_get_ns();
+	hwerr_guard_stopped(id->tgid, id->start_ns, now);
+	i = hwerr_draft_info(o->d, HWERR_INFO_STOP, sizeof(*i));
+	if (i) {
+		i->tgid = id->tgid;
+		i->start_ns = id->start_ns;
+		i->vcpus = s->vcpus;
+		i->running = running;
+		i->mono_ns = now;
+	}
+	o->d->rec.flags |= HWERR_F_STOPPED;
+	return running ? 0 : HWERR_GUEST_STOPPED;
+}
+
+/* A search of what belongs to @id; its VMs are stopped on the way if they are guarded. */
+static void search_vms(struct hwerr_owners *o, struct task_struct *task,
+		       const struct identity *id, struct hwerr_vm_search *s)
+{
+	s->stop = hwerr_guard_wants(id->tgid, id->start_ns, o->d->rec.severity);
+	if (hwerr_kvm_search(o, task, s))
+		o->flags |= HWERR_F_OWNERS_UNKNOWN;
+}
+
+static void add_kvm_guest(struct hwerr_owners *o, const struct hwerr_owner *at,
+			  const struct identity *id, struct hwerr_vm_search *s)
+{
+	u32 flags = HWERR_GUEST_KVM | add_stop(o, id, s);
 	struct hwerr_info_guest *g;
 	unsigned int i;
 
 	for (i = 0; i < s->nr; i++) {
-		g = add_guest(o, id, HWERR_GUEST_KVM);
+		g = add_guest(o, id, flags);
 		if (!g)
 			return;
 		g->vm_id = s->hit[i].vm_id;
@@ -290,7 +326,7 @@ static void add_kvm_guest(struct hwerr_owners *o, const struct hwerr_owner *at,
 	if (s->nr)
 		return;
 	/* The emulator's own memory. */
-	g = add_guest(o, id, HWERR_GUEST_KVM);
+	g = add_guest(o, id, flags);
 	if (!g)
 		return;
 	g->vm_id = s->vm_id;
@@ -313,8 +349,7 @@ static void classify(struct hwerr_owners *o, struct hwerr_owner *at,
 		   HWERR_OWNER_QEMU : HWERR_OWNER_TASK;
 	/* KVM registers a notifier before it maps anything. */
 	if (at->vm) {
-		if (hwerr_kvm_search(o, task, &s))
-			o->flags |= HWERR_F_OWNERS_UNKNOWN;
+		search_vms(o, task, id, &s);
 		if (s.more)
 			o->flags |= HWERR_F_OWNERS_TRUNCATED;
 		if (s.vm_id) {
@@ -354,30 +389,39 @@ static void emit(struct hwerr_owners *o)
 	}
 }
 
+/* An address space of @task's process; only compared, never followed. */
+static struct mm_struct *process_mm(struct task_struct *task)
+{
+	struct mm_struct *mm = NULL;
+	struct task_struct *t;
+
+	/* The first thread may have ended before the others. */
+	rcu_read_lock();
+	for_each_thread(task, t) {
+		mm = READ_ONCE(t->mm);
+		if (mm)
+			break;
+	}
+	rcu_read_unlock();
+	return mm;
+}
+
 static void add_holder(struct hwerr_owners *o, struct task_struct *task)
 {
-	struct hwerr_vm_search s = { };
+	struct hwerr_vm_search s = { .mm = process_mm(task) };
 	struct hwerr_info_guest *g;
-	struct task_struct *t;
 	struct identity id;
 	bool qemu = false;
 
 	identify(task, &id);
-	/* Only compared, not followed. The first thread may have ended before. */
-	rcu_read_lock();
-	for_each_thread(task, t) {
-		s.mm = READ_ONCE(t->mm);
-		if (s.mm)
-			break;
-	}
-	rcu_read_unlock();
 	if (s.mm) {
-		if (hwerr_kvm_search(o, task, &s))
-			o->flags |= HWERR_F_OWNERS_UNKNOWN;
+		search_vms(o, task, &id, &s);
 		qemu = is_qemu_name(id.comm);
 	}
 	if (s.vm_id) {
-		g = add_guest(o, &id, HWERR_GUEST_DEVICE | HWERR_GUEST_KVM);
+		u32 flags = HWERR_GUEST_DEVICE | HWERR_GUEST_KVM | add_stop(o, &id, &s);
+
+		g = add_guest(o, &id, flags);
 		if (g)
 			g->vm_id = s.vm_id;
 	} else if (qemu) {
@@ -385,6 +429,26 @@ static void add_holder(struct hwerr_owners *o, struct task_struct *task)
 	} else {
 		add_task(o, &id, HWERR_TASK_DEVICE);
 	}
+}
+
+int hwerr_owners_stop(struct task_struct *task, struct hwerr_info_stop *stop)
+{
+	struct hwerr_vm_search s = { .mm = process_mm(task), .stop = true };
+	struct hwerr_owners o;
+	int err;
+
+	memset(&o, 0, sizeof(o));
+	o.may_sleep = true;
+	memset(stop, 0, sizeof(*stop));
+	if (!s.mm)
+		return -ESRCH;
+	err = hwerr_kvm_search(&o, task, &s);
+	if (!s.nr_stops)
+		return err ?: -ENXIO;
+	stop->vcpus = s.vcpus;
+	stop->running = hwerr_kvm_stopped(&s);
+	stop->mono_ns = ktime_get_ns();
+	return err;
 }
 
 void hwerr_owners_resolve(struct hwerr_draft *d)

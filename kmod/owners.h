@@ -27,6 +27,8 @@ struct hwerr_draft;
 #define HWERR_OWNERS_VISITS	8192
 /* Guest-physical places of one mapping. */
 #define HWERR_VM_HITS		8
+/* VMs of one process that are waited for when it is stopped. */
+#define HWERR_VM_STOPS		4
 /* Threads of a process whose files are looked at if they have their own. */
 #define HWERR_OWNERS_THREADS	16
 
@@ -165,6 +167,10 @@ struct hwerr_vm_hit {
  * @mm: the address space
  * @va: in it
  * @len: bytes; 0: only whether there is a guest
+ * @stop: tell its vCPUs to leave the guest
+ * @nr_stops: out: entries of @stops; each file a reference
+ * @vcpus: out: how many were told
+ * @stops: out: VMs that were told
  * @vm_id: out: a guest of @mm, 0 if there is none
  * @nr: out: entries of @hit
  * @more: out: there were more
@@ -174,6 +180,10 @@ struct hwerr_vm_search {
 	struct mm_struct *mm;
 	unsigned long va;
 	unsigned long len;
+	bool stop;
+	unsigned int nr_stops;
+	unsigned int vcpus;
+	struct file *stops[HWERR_VM_STOPS];
 	u64 vm_id;
 	unsigned int nr;
 	bool more;
@@ -183,6 +193,8 @@ struct hwerr_vm_search {
 /* 0, or -EBUSY if some file of @task was not seen. */
 int hwerr_kvm_search(struct hwerr_owners *o, struct task_struct *task,
 		     struct hwerr_vm_search *s);
+/* Puts @s->stops. The vCPUs of them that were not seen out of the guest. */
+unsigned int hwerr_kvm_stopped(struct hwerr_vm_search *s);
 void hwerr_kvm_init(void);
 
 /* owners_vfio.c: calls @found for every process that has @pdev open. */

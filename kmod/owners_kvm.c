@@ -11,7 +11,15 @@
  * kvm->srcu, and the active one is never written but under slots_lock and
  * after synchronize_srcu(). An interval tree over the addresses gives the slots
  * in O(log n).
+ *
+ * To stop a VM, every vCPU gets the request KVM_REQ_VM_DEAD and its thread an
+ * interrupt. KVM looks at requests after it has said that it enters the guest
+ * (vcpu->mode) and with interrupts off, so a vCPU that is seen outside the guest
+ * once after the request was made does not run another instruction of it before
+ * KVM_RUN has returned EIO. One that halted stays asleep, until it would run. kvm_make_all_cpus_request() would do the same; it is
+ * KVM's own in some kernels, and a reference to its module would be needed.
  */
+#include <linux/file.h>
 #include <linux/fs.h>
 #include <linux/kvm_host.h>
 #include <linux/magic.h>
@@ -20,8 +28,12 @@
 #include <linux/srcu.h>
 #include <linux/uaccess.h>
 
+#include "compat.h"
 #include "hwerr.h"
 #include "owners.h"
+
+/* How long vCPUs are waited for: an interrupt takes microseconds on hardware. */
+#define STOP_WAIT_NS	(10 * NSEC_PER_MSEC)
 
 static siphash_key_t vm_key;
 
@@ -62,6 +74,65 @@ static void add_slot(struct hwerr_vm_search *s, u64 vm_id,
 	hit->slot = (u32)slot->as_id << 16 | (u16)slot->id;
 }
 
+/* The file is open, so the vCPUs are there: they go with the VM. */
+static unsigned int stop_vcpus(struct kvm *kvm)
+{
+	struct kvm_vcpu *vcpu;
+	unsigned long i;
+	unsigned int nr = 0;
+
+	rcu_read_lock();
+	kvm_for_each_vcpu(i, vcpu, kvm) {
+		struct task_struct *task;
+
+		kvm_make_request(KVM_REQ_VM_DEAD, vcpu);
+		/* The request before the look at who runs; pairs with the mode's barrier. */
+		smp_mb__after_atomic();
+		task = hwerr_vcpu_task(vcpu);
+		if (task)
+			kick_process(task);
+		nr++;
+	}
+	rcu_read_unlock();
+	return nr;
+}
+
+static void stop_vm(struct hwerr_vm_search *s, struct file *file)
+{
+	unsigned int i;
+
+	for (i = 0; i < s->nr_stops; i++)
+		if (s->stops[i]->private_data == file->private_data)
+			return;
+	s->vcpus += stop_vcpus(file->private_data);
+	if (s->nr_stops < ARRAY_SIZE(s->stops))
+		s->stops[s->nr_stops++] = get_file(file);
+	else
+		s->more = true;
+}
+
+unsigned int hwerr_kvm_stopped(struct hwerr_vm_search *s)
+{
+	u64 until = ktime_get_mono_fast_ns() + STOP_WAIT_NS;
+	struct kvm_vcpu *vcpu;
+	unsigned int i, running = 0;
+	unsigned long n;
+
+	for (i = 0; i < s->nr_stops; i++) {
+		struct kvm *kvm = s->stops[i]->private_data;
+
+		kvm_for_each_vcpu(n, vcpu, kvm) {
+			while (smp_load_acquire(&vcpu->mode) == IN_GUEST_MODE &&
+			       ktime_get_mono_fast_ns() < until)
+				cpu_relax();
+			running += READ_ONCE(vcpu->mode) == IN_GUEST_MODE;
+		}
+		fput(s->stops[i]);
+	}
+	s->nr_stops = 0;
+	return running;
+}
+
 static bool search_file(struct file *file, void *arg)
 {
 	struct hwerr_vm_search *s = arg;
@@ -82,8 +153,10 @@ static bool search_file(struct file *file, void *arg)
 	vm_id = siphash_1u64((unsigned long)kvm, &vm_key) | 1;
 	if (!s->vm_id)
 		s->vm_id = vm_id;
+	if (s->stop)
+		stop_vm(s, file);
 	if (!s->len)
-		return true;
+		return !s->stop;
 
 	idx = srcu_read_lock(&kvm->srcu);
 	for (i = 0; i < ARRAY_SIZE(kvm->memslots); i++) {
@@ -100,7 +173,7 @@ static bool search_file(struct file *file, void *arg)
 					      hva_node[slots->node_idx]));
 	}
 	srcu_read_unlock(&kvm->srcu, idx);
-	return s->more;
+	return s->more && !s->stop;
 }
 
 int hwerr_kvm_search(struct hwerr_owners *o, struct task_struct *task,

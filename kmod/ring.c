@@ -369,6 +369,13 @@ void hwerr_reader_start(struct hwerr_reader *r, u32 whence, u64 seq)
 	raw_spin_unlock_irq(&core.lock);
 }
 
+static bool stop_of(const struct hwerr_info *info, s32 tgid, u64 start_ns)
+{
+	const struct hwerr_info_stop *s = (const void *)info;
+
+	return info->type == HWERR_INFO_STOP && s->tgid == tgid && s->start_ns == start_ns;
+}
+
 /* Leaves of @rec what a scoped reader may see. */
 static void redact(struct hwerr_record *rec, const struct hwerr_reader *r)
 {
@@ -381,7 +388,7 @@ static void redact(struct hwerr_record *rec, const struct hwerr_reader *r)
 		struct hwerr_info *info = from;
 
 		len = info->len;
-		if (info->type == HWERR_INFO_PCI ||
+		if (info->type == HWERR_INFO_PCI || stop_of(info, r->tgid, r->start_ns) ||
 		    info_of(info, r->tgid, r->start_ns)) {
 			memmove(to, from, len);
 			to += len;

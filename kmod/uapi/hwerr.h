@@ -53,7 +53,8 @@
  * A reader whose opener lacked CAP_SYS_ADMIN (in the initial user namespace)
  * sees a record only if it hits the process that opened the file. Of such a
  * record it sees the header, the PCI info and its own GUEST and TASK infos; @cpu
- * is -1, HWERR_F_REDACTED is set and no host-physical address is in it.
+ * is -1, HWERR_F_REDACTED is set and no host-physical address is in it (nor
+ * another process's STOP info).
  * Process numbers are those of the initial PID namespace.
  *
  * Publishing
@@ -62,6 +63,14 @@
  * checked before the first is published; EINVAL means none was. The kernel
  * sets @seq and @lost, always HWERR_F_SOFTWARE, @id if 0, @count if 0, and
  * the times if @time_mono_ns is 0. It takes CAP_SYS_ADMIN of the opener.
+ *
+ * Guarding
+ * --------
+ * HWERR_IOC_GUARD arms a process: an error that hits it and is severe enough
+ * stops its KVM guests before the record is there. A stopped vCPU's KVM_RUN
+ * returns EIO, once; the VMM decides what follows (QEMU goes to internal-error
+ * and refuses to continue without a reset). Keeping it stopped whatever the VMM
+ * is told is not this file's work.
  *
  * Ioctls
  * ------
@@ -143,7 +152,7 @@ enum hwerr_component {
 #define HWERR_F_LINKED		0x00000020	/* same physical error as record @id */
 #define HWERR_F_EARLIER		0x00000040	/* from before the module was loaded */
 #define HWERR_F_REDACTED	0x00000080	/* parts withheld, see Scope */
-#define HWERR_F_STOPPED		0x00000100	/* a guarded VM was stopped, see GUEST */
+#define HWERR_F_STOPPED		0x00000100	/* a guarded VM was stopped, see STOP */
 #define HWERR_F_INFO_TRUNCATED	0x00000200	/* an info did not fit and was left out or cut */
 #define HWERR_F_ALL		0x000003ff
 
@@ -202,6 +211,7 @@ enum hwerr_info_type {
 	HWERR_INFO_TASK		= 6,
 	HWERR_INFO_TEXT		= 7,
 	HWERR_INFO_CPER		= 8,
+	HWERR_INFO_STOP		= 9,
 	HWERR_INFO_COUNT,
 };
 
@@ -331,7 +341,7 @@ struct hwerr_info_memory {
 
 #define HWERR_GUEST_KVM		0x1	/* runs under KVM; @vm_id is valid */
 #define HWERR_GUEST_DEVICE	0x2	/* hit through the passed-through device in PCI */
-#define HWERR_GUEST_STOPPED	0x4	/* its vCPUs were stopped before this record */
+#define HWERR_GUEST_STOPPED	0x4	/* no vCPU of it ran when the record came, see STOP */
 
 /**
  * struct hwerr_info_guest - HWERR_INFO_GUEST: a process that runs a VM
@@ -413,6 +423,26 @@ struct hwerr_info_cper {
 	__u32 data_len;
 	__u32 pad;
 	__u8 data[];
+};
+
+/**
+ * struct hwerr_info_stop - HWERR_INFO_STOP: the VMs of a process were stopped
+ * @tgid: process
+ * @vcpus: vCPUs that were told to end KVM_RUN, which then gives EIO once
+ * @start_ns: start of the process, CLOCK_BOOTTIME
+ * @mono_ns: when the last of them was out of the guest, CLOCK_MONOTONIC
+ * @running: of them, those not seen out of the guest within some milliseconds;
+ *	they leave it as soon as their CPU takes an interrupt
+ * @pad: zero
+ */
+struct hwerr_info_stop {
+	struct hwerr_info head;
+	__s32 tgid;
+	__u32 vcpus;
+	__u64 start_ns;
+	__u64 mono_ns;
+	__u32 running;
+	__u32 pad;
 };
 
 #define HWERR_SCOPE_ALL		0	/* every record */
@@ -513,12 +543,93 @@ struct hwerr_ioc_seek {
 	__u64 seq;
 };
 
+#define HWERR_GUARD_KEEP	0x1	/* outlives the file; else it ends with it */
+#define HWERR_GUARD_REMOVE	0x2	/* disarm */
+
+/**
+ * struct hwerr_ioc_guard - arm a process, or disarm it
+ * @pidfd: the process, from pidfd_open(2)
+ * @severity: least enum hwerr_severity that stops its KVM guests, deferred or
+ *	more; zero with HWERR_GUARD_REMOVE
+ * @flags: HWERR_GUARD_*
+ * @pad: zero
+ *
+ * The next error that hits the process, by its memory or a device it holds, and
+ * is as severe, stops its VMs before the record can be read, and before
+ * memory_failure() for a machine check. There is one guard for a process: arming
+ * it again replaces the severity and the flags. It ends with the process.
+ *
+ * Errors: EBADF no pidfd, ESRCH no such process any more, EPERM neither
+ * CAP_SYS_ADMIN nor the opener's own process, EINVAL, ENOSPC 4096 guards,
+ * ENOENT nothing to disarm.
+ */
+struct hwerr_ioc_guard {
+	__s32 pidfd;
+	__u32 severity;
+	__u32 flags;
+	__u32 pad;
+};
+
+/**
+ * struct hwerr_ioc_stop - stop the KVM guests of a process now
+ * @pidfd: the process
+ * @flags: zero
+ * @stopped_ns: out: as hwerr_info_stop.mono_ns
+ * @vcpus: out: likewise
+ * @running: out: likewise
+ *
+ * Errors as for a guard, and ENXIO: it has no KVM guest; EBUSY: its files could
+ * not be looked at, try again.
+ */
+struct hwerr_ioc_stop {
+	__s32 pidfd;
+	__u32 flags;
+	__u64 stopped_ns;
+	__u32 vcpus;
+	__u32 running;
+};
+
+/**
+ * struct hwerr_guard_entry - one guard
+ * @tgid: process
+ * @severity: least one that stops it
+ * @start_ns: start of the process, CLOCK_BOOTTIME
+ * @flags: HWERR_GUARD_KEEP
+ * @stops: how often it was stopped
+ * @stopped_ns: when last, CLOCK_MONOTONIC; 0: never
+ */
+struct hwerr_guard_entry {
+	__s32 tgid;
+	__u32 severity;
+	__u64 start_ns;
+	__u32 flags;
+	__u32 stops;
+	__u64 stopped_ns;
+};
+
+/**
+ * struct hwerr_ioc_guards - list the guards
+ * @entries: array of struct hwerr_guard_entry, as pointer
+ * @count: in: its elements; out: guards there are, which may be more
+ * @pad: zero
+ *
+ * Without CAP_SYS_ADMIN only that of the opener's process.
+ */
+struct hwerr_ioc_guards {
+	__u64 entries;
+	__u32 count;
+	__u32 pad;
+};
+
 #define HWERR_IOC_MAGIC		0xb7
 #define HWERR_IOC_INFO		_IOR(HWERR_IOC_MAGIC, 0, struct hwerr_ioc_info)
 #define HWERR_IOC_STATS		_IOR(HWERR_IOC_MAGIC, 1, struct hwerr_ioc_stats)
 #define HWERR_IOC_GET_FILTER	_IOR(HWERR_IOC_MAGIC, 2, struct hwerr_ioc_filter)
 #define HWERR_IOC_SET_FILTER	_IOW(HWERR_IOC_MAGIC, 3, struct hwerr_ioc_filter)
 #define HWERR_IOC_SEEK		_IOW(HWERR_IOC_MAGIC, 4, struct hwerr_ioc_seek)
+#define HWERR_IOC_GUARD		_IOW(HWERR_IOC_MAGIC, 5, struct hwerr_ioc_guard)
+#define HWERR_IOC_STOP		_IOWR(HWERR_IOC_MAGIC, 6, struct hwerr_ioc_stop)
+#define HWERR_IOC_GUARDS	_IOWR(HWERR_IOC_MAGIC, 7, struct hwerr_ioc_guards)
 
 #if defined(__STDC_VERSION__) && __STDC_VERSION__ >= 201112L && !defined(__cplusplus)
 #define HWERR_ABI_SIZE(type, bytes) \
@@ -536,6 +647,11 @@ HWERR_ABI_SIZE(hwerr_info_guest, 80);
 HWERR_ABI_SIZE(hwerr_info_task, 56);
 HWERR_ABI_SIZE(hwerr_info_text, 8);
 HWERR_ABI_SIZE(hwerr_info_cper, 80);
+HWERR_ABI_SIZE(hwerr_info_stop, 40);
+HWERR_ABI_SIZE(hwerr_ioc_guard, 16);
+HWERR_ABI_SIZE(hwerr_ioc_stop, 24);
+HWERR_ABI_SIZE(hwerr_guard_entry, 32);
+HWERR_ABI_SIZE(hwerr_ioc_guards, 16);
 HWERR_ABI_SIZE(hwerr_ioc_info, 56);
 HWERR_ABI_SIZE(hwerr_ioc_stats, 280);
 HWERR_ABI_SIZE(hwerr_ioc_filter, 24);

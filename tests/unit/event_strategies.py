@@ -45,12 +45,13 @@ cpers = st.builds(
     h.Cper, section=st.uuids(), fru_id=st.none() | st.uuids().filter(lambda u: u.int),
     fru_text=short_text(24), flags=u32, etype=u32, data=st.binary(max_size=300),
 )  # fmt: skip
+stops = st.builds(h.Stop, pid=s32, vcpus=u32, start_ns=u64, mono_ns=u64, running=u32)
 unknowns = st.builds(
     h.Unknown,
     u16.filter(lambda n: n not in set(h.InfoType)),
     st.binary(max_size=64).map(lambda b: b + bytes(-len(b) % 8)),
 )
-infos = st.one_of(mces, pcis, edacs, memories, guests, tasks, texts, cpers, unknowns)
+infos = st.one_of(mces, pcis, edacs, memories, guests, tasks, texts, cpers, stops, unknowns)
 
 heads = st.fixed_dictionaries(
     {

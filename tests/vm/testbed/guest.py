@@ -26,6 +26,7 @@ import signal
 import socket
 import struct
 import subprocess
+import sys
 import time
 import uuid as uuid_module
 from collections.abc import Sequence
@@ -55,7 +56,9 @@ _DEBUGCON = 0xE9
 _THP = Path("/sys/kernel/mm/transparent_hugepage")
 _HUGE_PAGES = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
 _HUGE_SIZE = 2 << 20
-_READY_SECONDS = 120.0
+_READY_SECONDS = 60.0
+# An emulated SVM now and then loses a guest's first interrupt: such a guest is made anew.
+_TRIES = 3
 
 
 def firmware(code: str) -> bytes:
@@ -113,6 +116,23 @@ class GuestConfig:
             raise TestbedError("there is no /dev/kvm: start the VM with --cpu amd, or use accel tcg")
 
 
+class GuestStalled(TestbedError):
+    """A guest's program did not begin."""
+
+
+def _threads(pid: int) -> str:
+    """What a process's threads do: name, state and CPU time, and where in the kernel they are."""
+    lines = []
+    for task in sorted(Path(f"/proc/{pid}/task").glob("*")):
+        with contextlib.suppress(OSError):
+            stat = (task / "stat").read_text("utf-8")
+            state, *_, user, system = stat.rpartition(")")[2].split()[:13]
+            stack = (task / "stack").read_text("utf-8").split("\n")
+            where = " < ".join(line.partition("] ")[2].partition("+")[0] for line in stack[:4] if line)
+            lines.append(f"  {(task / 'comm').read_text('utf-8').strip()} {state} {user}+{system} ticks: {where}")
+    return "\n".join(lines)
+
+
 @dataclass
 class Guest:
     """A running guest. A context manager that always kills it; `testguest` keeps it without one."""
@@ -130,6 +150,15 @@ class Guest:
     @classmethod
     def start(cls, config: GuestConfig) -> Guest:
         """Start it and wait until its program runs. Raises TestbedError with QEMU's message."""
+        for _ in range(_TRIES - 1):
+            try:
+                return cls._start(config)
+            except GuestStalled as error:
+                sys.stderr.write(f"testguest: {error}\n")
+        return cls._start(config)
+
+    @classmethod
+    def _start(cls, config: GuestConfig) -> Guest:
         config.check()
         STATE.mkdir(parents=True, exist_ok=True)
         uuid = config.uuid or str(uuid_module.uuid4())
@@ -221,7 +250,9 @@ class Guest:
         said = log.read_text("utf-8", errors="replace").strip()
         if not ready:
             name = self.config.name
-            raise TestbedError(f"guest {name} did not run within {_READY_SECONDS:g} s; QEMU says: {said}")
+            raise GuestStalled(
+                f"guest {name} did not run within {_READY_SECONDS:g} s; QEMU says: {said}\n{_threads(self.pid)}"
+            )
         status = self._process.wait() if self._process else None
         raise TestbedError(f"QEMU ended ({status}) before the guest ran: {said or 'it says nothing'}")
 

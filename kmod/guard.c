@@ -1,0 +1,312 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Guards: which processes' VMs are stopped when an error hits them.
+ *
+ * A guard names a process by its struct pid, got from a pidfd: whoever gets the
+ * number later is somebody else. It holds no more than that, so the process and
+ * its VM end as they please; what is left of the guard goes with the next call
+ * that looks at the table.
+ *
+ * The event path asks once for an owner, by number and start time, in the
+ * contexts of owners.c; hence a raw lock and a bounded table.
+ */
+#include <linux/hashtable.h>
+#include <linux/ktime.h>
+#include <linux/pid.h>
+#include <linux/rcupdate.h>
+#include <linux/sched.h>
+#include <linux/sched/task.h>
+#include <linux/slab.h>
+#include <linux/uaccess.h>
+
+#include "compat.h"
+#include "guard.h"
+#include "hwerr.h"
+#include "owners.h"
+#include "ring.h"
+
+#define GUARDS_MAX	4096
+
+/**
+ * struct hwerr_guard - one armed process
+ * @node: in the table
+ * @pid: whom; a reference
+ * @tgid: its number in the initial namespace
+ * @start_ns: its start
+ * @severity: least one that stops it
+ * @flags: HWERR_GUARD_KEEP
+ * @stops: how often it was stopped
+ * @stopped_ns: when last
+ * @reader: file it ends with; compared, never followed
+ */
+struct hwerr_guard {
+	struct hlist_node node;
+	struct pid *pid;
+	s32 tgid;
+	u64 start_ns;
+	u32 severity;
+	u32 flags;
+	u32 stops;
+	u64 stopped_ns;
+	const struct hwerr_reader *reader;
+};
+
+static struct {
+	raw_spinlock_t lock;		/* guards the rest, and the guards */
+	unsigned int nr;
+	DECLARE_HASHTABLE(table, 8);
+} guards = {
+	.lock = __RAW_SPIN_LOCK_UNLOCKED(guards.lock),
+};
+
+/* Lock held. */
+static struct hwerr_guard *guard_find(s32 tgid, u64 start_ns)
+{
+	struct hwerr_guard *g;
+
+	hash_for_each_possible(guards.table, g, node, tgid)
+		if (g->tgid == tgid && g->start_ns == start_ns)
+			return g;
+	return NULL;
+}
+
+static void guard_unlink(struct hwerr_guard *g, struct hlist_head *to)
+{
+	hash_del(&g->node);
+	hlist_add_head(&g->node, to);
+	guards.nr--;
+}
+
+static void guards_free(struct hlist_head *list)
+{
+	struct hwerr_guard *g;
+	struct hlist_node *next;
+
+	hlist_for_each_entry_safe(g, next, list, node) {
+		put_pid(g->pid);
+		kfree(g);
+	}
+}
+
+/* Lock held. Moves those of ended processes, and of @reader, to @to. */
+static void guards_sweep(const struct hwerr_reader *reader, struct hlist_head *to)
+{
+	struct hwerr_guard *g;
+	struct hlist_node *next;
+	int i;
+
+	rcu_read_lock();
+	hash_for_each_safe(guards.table, i, next, g, node)
+		if ((reader && g->reader == reader) || !pid_task(g->pid, PIDTYPE_TGID))
+			guard_unlink(g, to);
+	rcu_read_unlock();
+}
+
+void hwerr_guard_release(const struct hwerr_reader *r)
+{
+	HLIST_HEAD(gone);
+
+	raw_spin_lock_irq(&guards.lock);
+	if (guards.nr)
+		guards_sweep(r, &gone);
+	raw_spin_unlock_irq(&guards.lock);
+	guards_free(&gone);
+}
+
+void hwerr_guard_exit(void)
+{
+	struct hwerr_guard *g;
+	struct hlist_node *next;
+	HLIST_HEAD(gone);
+	int i;
+
+	hash_for_each_safe(guards.table, i, next, g, node)
+		guard_unlink(g, &gone);
+	guards_free(&gone);
+}
+
+bool hwerr_guard_wants(s32 tgid, u64 start_ns, u8 severity)
+{
+	struct hwerr_guard *g;
+	unsigned long flags;
+	bool wants;
+
+	if (!READ_ONCE(guards.nr))
+		return false;
+	raw_spin_lock_irqsave(&guards.lock, flags);
+	g = guard_find(tgid, start_ns);
+	wants = g && severity >= g->severity;
+	raw_spin_unlock_irqrestore(&guards.lock, flags);
+	return wants;
+}
+
+void hwerr_guard_stopped(s32 tgid, u64 start_ns, u64 mono_ns)
+{
+	struct hwerr_guard *g;
+	unsigned long flags;
+
+	raw_spin_lock_irqsave(&guards.lock, flags);
+	g = guard_find(tgid, start_ns);
+	if (g) {
+		g->stops++;
+		g->stopped_ns = mono_ns;
+	}
+	raw_spin_unlock_irqrestore(&guards.lock, flags);
+}
+
+/*
+ * The process that @fd names, and whether @r may stop it: 0 and a reference to
+ * its leader in *@task.
+ */
+static int guard_target(const struct hwerr_reader *r, int fd, struct task_struct **task)
+{
+	struct pid *pid = hwerr_pidfd_pid(fd);
+	int err = 0;
+
+	if (IS_ERR(pid))
+		return PTR_ERR(pid);
+	*task = get_pid_task(pid, PIDTYPE_TGID);
+	put_pid(pid);
+	if (!*task)
+		return -ESRCH;
+	/* The opener's right, as for everything else of this file. */
+	if (r->scope != HWERR_SCOPE_ALL &&
+	    ((*task)->tgid != r->tgid || (*task)->start_boottime != r->start_ns))
+		err = -EPERM;
+	else if ((*task)->flags & PF_KTHREAD)
+		err = -EINVAL;
+	if (err)
+		put_task_struct(*task);
+	return err;
+}
+
+static int guard_arm(const struct hwerr_reader *r, struct task_struct *task,
+		     const struct hwerr_ioc_guard *arg, struct hlist_head *gone)
+{
+	struct hwerr_guard *fresh, *g;
+	int err = 0;
+
+	fresh = kzalloc(sizeof(*fresh), GFP_KERNEL_ACCOUNT);
+	if (!fresh)
+		return -ENOMEM;
+	fresh->pid = get_task_pid(task, PIDTYPE_TGID);
+	fresh->tgid = task->tgid;
+	fresh->start_ns = task->start_boottime;
+
+	raw_spin_lock_irq(&guards.lock);
+	guards_sweep(NULL, gone);
+	g = guard_find(fresh->tgid, fresh->start_ns);
+	if (!g && guards.nr < GUARDS_MAX) {
+		g = fresh;
+		fresh = NULL;
+		hash_add(guards.table, &g->node, g->tgid);
+		guards.nr++;
+	}
+	if (g) {
+		g->severity = arg->severity;
+		g->flags = arg->flags;
+		g->reader = arg->flags & HWERR_GUARD_KEEP ? NULL : r;
+	} else {
+		err = -ENOSPC;
+	}
+	raw_spin_unlock_irq(&guards.lock);
+	if (fresh) {
+		put_pid(fresh->pid);
+		kfree(fresh);
+	}
+	return err;
+}
+
+static int guard_disarm(struct task_struct *task, struct hlist_head *gone)
+{
+	struct hwerr_guard *g;
+
+	raw_spin_lock_irq(&guards.lock);
+	guards_sweep(NULL, gone);
+	g = guard_find(task->tgid, task->start_boottime);
+	if (g)
+		guard_unlink(g, gone);
+	raw_spin_unlock_irq(&guards.lock);
+	return g ? 0 : -ENOENT;
+}
+
+int hwerr_guard_set(const struct hwerr_reader *r, const struct hwerr_ioc_guard *arg)
+{
+	bool remove = arg->flags & HWERR_GUARD_REMOVE;
+	struct task_struct *task;
+	HLIST_HEAD(gone);
+	int err;
+
+	if (arg->flags & ~(HWERR_GUARD_KEEP | HWERR_GUARD_REMOVE) || arg->pad)
+		return -EINVAL;
+	/* Corrected errors harm nobody: what to do about many is not for this place. */
+	if (remove ? arg->severity || arg->flags & HWERR_GUARD_KEEP :
+		     arg->severity <= HWERR_SEV_CORRECTED || arg->severity >= HWERR_SEV_COUNT)
+		return -EINVAL;
+	err = guard_target(r, arg->pidfd, &task);
+	if (err)
+		return err;
+	err = remove ? guard_disarm(task, &gone) : guard_arm(r, task, arg, &gone);
+	put_task_struct(task);
+	guards_free(&gone);
+	return err;
+}
+
+int hwerr_guard_stop(const struct hwerr_reader *r, struct hwerr_ioc_stop *arg)
+{
+	struct hwerr_info_stop stop;
+	struct task_struct *task;
+	int err;
+
+	if (arg->flags)
+		return -EINVAL;
+	err = guard_target(r, arg->pidfd, &task);
+	if (err)
+		return err;
+	err = hwerr_owners_stop(task, &stop);
+	if (!err) {
+		arg->stopped_ns = stop.mono_ns;
+		arg->vcpus = stop.vcpus;
+		arg->running = stop.running;
+		hwerr_guard_stopped(task->tgid, task->start_boottime, stop.mono_ns);
+	}
+	put_task_struct(task);
+	return err;
+}
+
+int hwerr_guard_list(const struct hwerr_reader *r, struct hwerr_ioc_guards *arg)
+{
+	u32 room = min_t(u32, arg->count, GUARDS_MAX);
+	struct hwerr_guard_entry *list;
+	struct hwerr_guard *g;
+	HLIST_HEAD(gone);
+	u32 nr = 0;
+	int i, err = 0;
+
+	if (arg->pad)
+		return -EINVAL;
+	list = kvcalloc(room, sizeof(*list), GFP_KERNEL_ACCOUNT);
+	if (!list)
+		return -ENOMEM;
+	raw_spin_lock_irq(&guards.lock);
+	guards_sweep(NULL, &gone);
+	hash_for_each(guards.table, i, g, node) {
+		if (r->scope != HWERR_SCOPE_ALL &&
+		    (g->tgid != r->tgid || g->start_ns != r->start_ns))
+			continue;
+		if (nr < room)
+			list[nr] = (struct hwerr_guard_entry){
+				.tgid = g->tgid, .severity = g->severity,
+				.start_ns = g->start_ns, .flags = g->flags,
+				.stops = g->stops, .stopped_ns = g->stopped_ns,
+			};
+		nr++;
+	}
+	raw_spin_unlock_irq(&guards.lock);
+	guards_free(&gone);
+	if (copy_to_user(u64_to_user_ptr(arg->entries), list, min(nr, room) * sizeof(*list)))
+		err = -EFAULT;
+	arg->count = nr;
+	kvfree(list);
+	return err;
+}
