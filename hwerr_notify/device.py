@@ -377,9 +377,7 @@ class Device:
         OSError with ENXIO if it has none; else as `guard`.
         """
         f = self._ioctl(lib.HWERR_IOC_STOP, _IOC_STOP, {"pidfd": pidfd})
-        return Stop(
-            pid=_pid_of(pidfd), vcpus=f["vcpus"], running=f["running"], mono_ns=f["stopped_ns"]
-        )
+        return Stop(pid=_pid_of(pidfd), vcpus=f["vcpus"], running=f["running"], mono_ns=f["stopped_ns"])
 
     def guards(self) -> list[Guard]:
         """The guards there are; without CAP_SYS_ADMIN one's own."""

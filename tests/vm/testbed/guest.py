@@ -129,7 +129,8 @@ def _threads(pid: int) -> str:
             state, *_, user, system = stat.rpartition(")")[2].split()[:13]
             stack = (task / "stack").read_text("utf-8").split("\n")
             where = " < ".join(line.partition("] ")[2].partition("+")[0] for line in stack[:4] if line)
-            lines.append(f"  {(task / 'comm').read_text('utf-8').strip()} {state} {user}+{system} ticks: {where}")
+            comm = (task / "comm").read_text("utf-8").strip()
+            lines.append(f"  {comm} {state} {user}+{system} ticks: {where}")
     return "\n".join(lines)
 
 
@@ -249,10 +250,8 @@ class Guest:
             return
         said = log.read_text("utf-8", errors="replace").strip()
         if not ready:
-            name = self.config.name
-            raise GuestStalled(
-                f"guest {name} did not run within {_READY_SECONDS:g} s; QEMU says: {said}\n{_threads(self.pid)}"
-            )
+            what = f"guest {self.config.name} did not run within {_READY_SECONDS:g} s"
+            raise GuestStalled(f"{what}; QEMU says: {said}\n{_threads(self.pid)}")
         status = self._process.wait() if self._process else None
         raise TestbedError(f"QEMU ended ({status}) before the guest ran: {said or 'it says nothing'}")
 
