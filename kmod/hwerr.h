@@ -50,7 +50,7 @@ struct hwerr_draft {
 
 /* record.c: any context but NMI */
 
-/* A zeroed draft stamped with time and CPU, or NULL, which is counted as a loss. */
+/* An empty draft stamped with time and CPU, or NULL, which is counted as a loss. */
 struct hwerr_draft *hwerr_draft_get(u8 source, u8 severity);
 /* Gives up a draft that shall not be submitted. */
 void hwerr_draft_put(struct hwerr_draft *d);
@@ -62,14 +62,16 @@ void hwerr_draft_put(struct hwerr_draft *d);
 void *hwerr_draft_info(struct hwerr_draft *d, u16 type, size_t len);
 /* Appends a TEXT info, cut at what fits; a NULL or empty @fmt result adds none. */
 __printf(2, 3) void hwerr_draft_text(struct hwerr_draft *d, const char *fmt, ...);
+/* Likewise "a: b", or that of both which is not empty or NULL. */
+void hwerr_draft_line(struct hwerr_draft *d, const char *a, const char *b);
+/* What makes a corrected error the same as another of its source; others have none. */
+void hwerr_draft_ident(struct hwerr_draft *draft, u64 a, u64 b, u64 c, u64 d);
 /* Finds the first info of @type, or NULL. */
 void *hwerr_record_find(struct hwerr_record *rec, u16 type);
 /* Appends a MEMORY info, and has the owners of the range looked up. */
 struct hwerr_info_memory *hwerr_draft_memory(struct hwerr_draft *d, u64 addr, u64 len);
 /* Consumes @d: owners, link, coalesce, push, wake. */
 void hwerr_submit(struct hwerr_draft *d);
-/* Identity of a corrected error from up to four numbers; never 0. */
-u64 hwerr_ident(u8 source, u64 a, u64 b, u64 c, u64 d);
 
 int hwerr_record_init(void);
 void hwerr_record_exit(void);

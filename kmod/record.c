@@ -9,7 +9,7 @@
  * as a loss that every reader is told of: nothing is dropped in silence.
  *
  * Three small tables, each under one raw lock and bounded:
- *   pool      free drafts, and those queued for the work item
+ *   queue     drafts for the work item
  *   recent    corrected errors of the last second, for coalescing
  *   linked    pages hit within the last seconds, to link sources
  */
@@ -28,15 +28,16 @@
 #include "record.h"
 #include "ring.h"
 
-#define POOL_DRAFTS	64
+#define POOL_DRAFTS	64	/* bits of pool.free */
+#define TEXT_MAX	255
 #define RECENT_ERRORS	32
 #define LINKED_PAGES	64
 #define COALESCE_NS	NSEC_PER_SEC
 #define LINK_NS		(10ULL * NSEC_PER_SEC)
 
 static struct {
-	raw_spinlock_t lock;		/* guards the lists */
-	struct list_head free;
+	atomic64_t free;		/* a bit for each of @drafts */
+	raw_spinlock_t lock;		/* guards the queue */
 	struct list_head queue;
 	struct hwerr_draft *drafts;	/* constant */
 } pool;
@@ -49,25 +50,24 @@ static struct {
  * @mono_ns: time of the last
  * @real_ns: likewise
  * @id: seq of the first record, 0 until that is in the ring
- * @rec: that record, its infos following in @buf
- * @buf: room of the record
+ * @rec: room of that record; constant
+ *
+ * The record is elsewhere, because every corrected error looks at all entries.
  */
 struct hwerr_recent {
 	u64 ident;
 	u64 until;
-	u32 pending;
 	u64 mono_ns;
 	u64 real_ns;
 	u64 id;
-	union {
-		struct hwerr_record rec;
-		u8 buf[HWERR_RECORD_MAX];
-	} __aligned(8);
+	struct hwerr_record *rec;
+	u32 pending;
 };
 
 static struct {
-	raw_spinlock_t lock;		/* guards all entries */
-	struct hwerr_recent *entry;	/* the array: constant */
+	raw_spinlock_t lock;		/* guards all entries and their records */
+	struct hwerr_recent entry[RECENT_ERRORS];
+	u8 *records;			/* constant */
 } recent;
 
 static struct {
@@ -89,24 +89,31 @@ static void recent_fn(struct work_struct *work);
 static DECLARE_WORK(queue_work_item, queue_fn);
 static DECLARE_DELAYED_WORK(recent_work, recent_fn);
 
-u64 hwerr_ident(u8 source, u64 a, u64 b, u64 c, u64 d)
+static u64 ident_of(u8 source, u64 a, u64 b, u64 c, u64 d)
 {
 	u64 v[] = { source, a, b, c, d };
 
 	return siphash(v, sizeof(v), &ident_key) | 1;
 }
 
+void hwerr_draft_ident(struct hwerr_draft *draft, u64 a, u64 b, u64 c, u64 d)
+{
+	if (draft->rec.severity <= HWERR_SEV_CORRECTED)
+		draft->ident = ident_of(draft->rec.source, a, b, c, d);
+}
+
 static struct hwerr_draft *pool_get(void)
 {
-	struct hwerr_draft *d;
-	unsigned long flags;
+	s64 free = atomic64_read(&pool.free);
+	int i;
 
-	raw_spin_lock_irqsave(&pool.lock, flags);
-	d = list_first_entry_or_null(&pool.free, struct hwerr_draft, node);
-	if (d)
-		list_del(&d->node);
-	raw_spin_unlock_irqrestore(&pool.lock, flags);
-	return d;
+	/* Pairs with hwerr_draft_put(): what was done to the draft is done. */
+	do {
+		if (!free)
+			return NULL;
+		i = __ffs64(free);
+	} while (!atomic64_try_cmpxchg(&pool.free, &free, free & ~BIT_ULL(i)));
+	return &pool.drafts[i];
 }
 
 struct hwerr_draft *hwerr_draft_get(u8 source, u8 severity)
@@ -117,7 +124,8 @@ struct hwerr_draft *hwerr_draft_get(u8 source, u8 severity)
 		hwerr_ring_drop(severity, source);
 		return NULL;
 	}
-	memset(d, 0, sizeof(*d));
+	/* The head only: whoever appends to @buf clears what it takes. */
+	memset(d, 0, offsetof(struct hwerr_draft, buf) + sizeof(d->rec));
 	d->rec.len = sizeof(d->rec);
 	d->rec.hdr_len = sizeof(d->rec);
 	d->rec.version = HWERR_ABI_VERSION;
@@ -126,20 +134,17 @@ struct hwerr_draft *hwerr_draft_get(u8 source, u8 severity)
 	d->rec.count = 1;
 	d->rec.cpu = raw_smp_processor_id();
 	d->rec.time_mono_ns = ktime_get_ns();
-	d->rec.time_real_ns = ktime_get_real_ns();
+	d->rec.time_real_ns = ktime_mono_to_real(d->rec.time_mono_ns);
 	return d;
 }
 
 void hwerr_draft_put(struct hwerr_draft *d)
 {
-	unsigned long flags;
-
 	/* Never the last reference: the device is bound or being reported. */
 	pci_dev_put(d->pdev);
 	d->pdev = NULL;
-	raw_spin_lock_irqsave(&pool.lock, flags);
-	list_add(&d->node, &pool.free);
-	raw_spin_unlock_irqrestore(&pool.lock, flags);
+	smp_mb__before_atomic();
+	atomic64_or(BIT_ULL(d - pool.drafts), &pool.free);
 }
 
 void *hwerr_draft_info(struct hwerr_draft *d, u16 type, size_t len)
@@ -153,15 +158,33 @@ void *hwerr_draft_info(struct hwerr_draft *d, u16 type, size_t len)
 		return NULL;
 	}
 	info = (void *)d->buf + d->rec.len;
+	memset(info, 0, len);
 	info->len = len;
 	info->type = type;
 	d->rec.len += len;
 	return info;
 }
 
+void hwerr_draft_line(struct hwerr_draft *d, const char *a, const char *b)
+{
+	size_t na = a ? strnlen(a, TEXT_MAX) : 0;
+	size_t nb = b ? strnlen(b, TEXT_MAX - na) : 0;
+	size_t colon = na && nb ? 2 : 0;
+	struct hwerr_info_text *t;
+
+	if (!na && !nb)
+		return;
+	t = hwerr_draft_info(d, HWERR_INFO_TEXT, sizeof(*t) + na + colon + nb + 1);
+	if (!t)
+		return;
+	memcpy(t->text, a, na);
+	memcpy(t->text + na, ": ", colon);
+	memcpy(t->text + na + colon, b, nb);
+}
+
 void hwerr_draft_text(struct hwerr_draft *d, const char *fmt, ...)
 {
-	char line[256];
+	char line[TEXT_MAX + 1];
 	struct hwerr_info_text *t;
 	va_list args;
 	int n;
@@ -264,7 +287,7 @@ static void recent_first(struct hwerr_recent *e, u64 ident, struct hwerr_record 
 	raw_spin_lock_irqsave(&recent.lock, flags);
 	if (e->ident == ident && !e->id) {
 		e->id = rec->id;
-		memcpy(e->buf, rec, rec->len);
+		memcpy(e->rec, rec, rec->len);
 	}
 	raw_spin_unlock_irqrestore(&recent.lock, flags);
 }
@@ -284,7 +307,7 @@ static void recent_fn(struct work_struct *work)
 		raw_spin_lock_irq(&recent.lock);
 		due = d && e->ident && e->pending && e->id && e->until <= now;
 		if (due) {
-			memcpy(d->buf, e->buf, e->rec.len);
+			memcpy(d->buf, e->rec, e->rec->len);
 			d->rec.count = e->pending;
 			d->rec.id = e->id;
 			d->rec.time_mono_ns = e->mono_ns;
@@ -371,8 +394,7 @@ static void finish(struct hwerr_draft *d)
 {
 	struct hwerr_recent *entry = NULL;
 
-	if (d->ident && d->rec.severity <= HWERR_SEV_CORRECTED &&
-	    !(d->rec.flags & HWERR_F_EARLIER) &&
+	if (d->ident && !(d->rec.flags & HWERR_F_EARLIER) &&
 	    recent_repeats(&d->rec, d->ident, &entry)) {
 		hwerr_draft_put(d);
 		return;
@@ -439,7 +461,7 @@ void hwerr_publish_user(struct hwerr_record *rec)
 
 		ident = siphash((void *)rec + rec->hdr_len,
 				rec->len - rec->hdr_len, &ident_key);
-		ident = hwerr_ident(rec->source, class, ident, rec->flags, rec->cpu);
+		ident = ident_of(rec->source, class, ident, rec->flags, rec->cpu);
 		if (recent_repeats(rec, ident, &entry))
 			return;
 	}
@@ -458,19 +480,19 @@ int hwerr_record_init(void)
 	raw_spin_lock_init(&pool.lock);
 	raw_spin_lock_init(&recent.lock);
 	raw_spin_lock_init(&linked.lock);
-	INIT_LIST_HEAD(&pool.free);
 	INIT_LIST_HEAD(&pool.queue);
 	get_random_bytes(&ident_key, sizeof(ident_key));
 
 	hwerr_wq = alloc_workqueue("hwerr", WQ_HIGHPRI | WQ_MEM_RECLAIM | WQ_UNBOUND, 1);
 	pool.drafts = vzalloc(array_size(POOL_DRAFTS, sizeof(*pool.drafts)));
-	recent.entry = vzalloc(array_size(RECENT_ERRORS, sizeof(*recent.entry)));
-	if (!hwerr_wq || !pool.drafts || !recent.entry) {
+	recent.records = vzalloc(array_size(RECENT_ERRORS, HWERR_RECORD_MAX));
+	if (!hwerr_wq || !pool.drafts || !recent.records) {
 		hwerr_record_exit();
 		return -ENOMEM;
 	}
-	for (i = 0; i < POOL_DRAFTS; i++)
-		list_add_tail(&pool.drafts[i].node, &pool.free);
+	for (i = 0; i < RECENT_ERRORS; i++)
+		recent.entry[i].rec = (void *)recent.records + i * HWERR_RECORD_MAX;
+	atomic64_set(&pool.free, ~0ULL);
 	return 0;
 }
 
@@ -483,8 +505,8 @@ void hwerr_record_exit(void)
 		destroy_workqueue(hwerr_wq);
 		hwerr_wq = NULL;
 	}
-	vfree(recent.entry);
+	vfree(recent.records);
 	vfree(pool.drafts);
-	recent.entry = NULL;
+	recent.records = NULL;
 	pool.drafts = NULL;
 }

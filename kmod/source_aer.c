@@ -43,8 +43,7 @@ static void aer_probe(void *data, const char *dev_name, const u32 status,
 		i->domain = domain;
 		i->bus = bus;
 		i->devfn = PCI_DEVFN(dev, fn);
-		d->ident = hwerr_ident(HWERR_SRC_AER, domain, bus << 8 | i->devfn,
-				       status, severity);
+		hwerr_draft_ident(d, domain, bus << 8 | i->devfn, status, severity);
 		/* The reporter holds a reference: no put of this walk is the last. */
 		d->pdev = pci_get_domain_bus_and_slot(domain, bus, i->devfn);
 	}

@@ -65,9 +65,9 @@ static void extlog_probe(void *data, struct cper_sec_mem_err *mem, u32 err_seq,
 	d = cper_draft(hwerr_class_cper(sev, HWERR_COMP_MEMORY), sev);
 	if (!d)
 		return;
-	d->ident = hwerr_ident(HWERR_SRC_CPER, mem->physical_addr, mem->validation_bits,
-			       (u64)mem->node << 48 | (u64)mem->card << 32 |
-			       (u64)mem->module << 16 | mem->bank, sev);
+	hwerr_draft_ident(d, mem->physical_addr, mem->validation_bits,
+			  (u64)mem->node << 48 | (u64)mem->card << 32 |
+			  (u64)mem->module << 16 | mem->bank, sev);
 	i = cper_fill(d, &section, fru_id, fru_text, mem, sizeof(*mem));
 	if (i && (mem->validation_bits & CPER_MEM_VALID_ERROR_TYPE))
 		i->etype = mem->error_type;

@@ -36,9 +36,8 @@ static void mc_probe(void *data, const unsigned int err_type, const char *msg,
 	d->rec.flags |= class.flags;
 	d->rec.raw_severity = err_type;
 	d->rec.count = max(count, 1);
-	d->ident = hwerr_ident(HWERR_SRC_EDAC, address, syndrome,
-			       (u64)mc << 32 | (u8)top << 16 | (u8)mid << 8 | (u8)low,
-			       err_type);
+	hwerr_draft_ident(d, address, syndrome,
+			  (u64)mc << 32 | (u8)top << 16 | (u8)mid << 8 | (u8)low, err_type);
 	i = hwerr_draft_info(d, HWERR_INFO_EDAC, sizeof(*i));
 	if (i) {
 		i->mc = mc;
@@ -60,9 +59,7 @@ static void mc_probe(void *data, const unsigned int err_type, const char *msg,
 	} else {
 		d->rec.flags |= HWERR_F_OWNERS_UNKNOWN;
 	}
-	msg = msg ?: "";
-	detail = detail ?: "";
-	hwerr_draft_text(d, "%s%s%s", msg, *msg && *detail ? ": " : "", detail);
+	hwerr_draft_line(d, msg, detail);
 	hwerr_submit(d);
 }
 

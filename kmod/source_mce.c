@@ -96,8 +96,8 @@ static void mce_publish(struct mce *m, u32 flags)
 		d->rec.time_mono_ns = 0;
 		d->rec.time_real_ns = m->time * NSEC_PER_SEC;
 	}
-	d->ident = hwerr_ident(d->rec.source, m->bank | (u64)m->extcpu << 8,
-			       hwerr_mce_status_ident(&info), m->addr, m->misc);
+	hwerr_draft_ident(d, m->bank | (u64)m->extcpu << 8, hwerr_mce_status_ident(&info),
+			  m->addr, m->misc);
 
 	i = hwerr_draft_info(d, HWERR_INFO_MCE, sizeof(*i));
 	if (i) {
