@@ -14,6 +14,8 @@
 #include <linux/types.h>
 #include <linux/list.h>
 #include <linux/poll.h>
+#include <linux/time64.h>
+#include <linux/uuid.h>
 
 #include "uapi/hwerr.h"
 
@@ -118,6 +120,30 @@ extern const struct hwerr_source_ops hwerr_source_aer;
 extern const struct hwerr_source_ops hwerr_source_edac;
 extern const struct hwerr_source_ops hwerr_source_memfail;
 extern const struct hwerr_source_ops hwerr_source_cper;
+
+/**
+ * struct hwerr_lastboot - where a record of an earlier boot was kept
+ * @store: in a word
+ * @id: its number there
+ * @time: seconds since the epoch, 0 if not known
+ * @simulated: an injected error
+ */
+struct hwerr_lastboot {
+	const char *store;
+	u64 id;
+	time64_t time;
+	bool simulated;
+};
+
+/* lastboot.c: publishes what the platform kept; task context, sleeps. */
+void hwerr_lastboot_report(void);
+/* Makes @d, complete but for the text, an event of an earlier boot, @time its time. */
+void hwerr_lastboot_mark(struct hwerr_draft *d, const struct hwerr_lastboot *from, time64_t time);
+/* Publish a struct mce, and another section, of such a record. */
+void hwerr_mce_lastboot(const struct hwerr_lastboot *from, const void *data, u32 len);
+void hwerr_cper_lastboot(const struct hwerr_lastboot *from, const guid_t *section,
+			 const guid_t *fru, const char *fru_text, const void *data, u32 len,
+			 u32 severity);
 
 /* True once the module goes: long walks in earlier() end. */
 bool hwerr_exiting(void);

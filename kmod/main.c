@@ -152,6 +152,8 @@ static int __init hwerr_init(void)
 	}
 	ready = true;
 	mutex_unlock(&sources_lock);
+	/* Before the load ends: what waits for it may clear these. */
+	hwerr_lastboot_report();
 	queue_work(system_unbound_wq, &earlier_work);
 	return 0;
 

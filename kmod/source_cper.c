@@ -43,6 +43,25 @@ static struct hwerr_info_cper *cper_fill(struct hwerr_draft *d, const guid_t *se
 	return i;
 }
 
+/* @mem as in memory, @len bytes of it; false: it has no physical address. */
+static bool cper_memory(struct hwerr_draft *d, struct hwerr_info_cper *i,
+			const struct cper_sec_mem_err *mem, u32 len)
+{
+	u64 bytes = PAGE_SIZE;
+
+	if (len < offsetofend(struct cper_sec_mem_err, error_type))
+		return false;
+	if (i && (mem->validation_bits & CPER_MEM_VALID_ERROR_TYPE))
+		i->etype = mem->error_type;
+	if (!(mem->validation_bits & CPER_MEM_VALID_PA))
+		return false;
+	/* The mask has ones where the address is exact. */
+	if ((mem->validation_bits & CPER_MEM_VALID_PA_MASK) && mem->physical_addr_mask)
+		bytes = 1ULL << __ffs64(mem->physical_addr_mask);
+	hwerr_draft_memory(d, mem->physical_addr & ~(bytes - 1), bytes);
+	return true;
+}
+
 static struct hwerr_draft *cper_draft(struct hwerr_class class, u32 raw)
 {
 	struct hwerr_draft *d = hwerr_draft_get(HWERR_SRC_CPER, class.severity);
@@ -69,19 +88,8 @@ static void extlog_probe(void *data, struct cper_sec_mem_err *mem, u32 err_seq,
 			  (u64)mem->node << 48 | (u64)mem->card << 32 |
 			  (u64)mem->module << 16 | mem->bank, sev);
 	i = cper_fill(d, &section, fru_id, fru_text, mem, sizeof(*mem));
-	if (i && (mem->validation_bits & CPER_MEM_VALID_ERROR_TYPE))
-		i->etype = mem->error_type;
-	if (mem->validation_bits & CPER_MEM_VALID_PA) {
-		u64 len = PAGE_SIZE;
-
-		/* The mask has ones where the address is exact. */
-		if ((mem->validation_bits & CPER_MEM_VALID_PA_MASK) &&
-		    mem->physical_addr_mask)
-			len = 1ULL << __ffs64(mem->physical_addr_mask);
-		hwerr_draft_memory(d, mem->physical_addr & ~(len - 1), len);
-	} else {
+	if (!cper_memory(d, i, mem, sizeof(*mem)))
 		d->rec.flags |= HWERR_F_OWNERS_UNKNOWN;
-	}
 	hwerr_submit(d);
 }
 
@@ -134,6 +142,25 @@ static void arm_probe(void *data, const struct cper_sec_proc_arm *proc, const u8
 static void arm_probe_short(void *data, const struct cper_sec_proc_arm *proc)
 {
 	arm_publish(proc, sizeof(*proc), GHES_SEV_RECOVERABLE, -1);
+}
+
+void hwerr_cper_lastboot(const struct hwerr_lastboot *from, const guid_t *section,
+			 const guid_t *fru, const char *fru_text, const void *data, u32 len,
+			 u32 severity)
+{
+	struct hwerr_info_cper *i;
+	struct hwerr_draft *d;
+	u8 guid[16];
+
+	export_guid(guid, section);
+	d = cper_draft(hwerr_class_cper(severity, hwerr_cper_component(guid)), severity);
+	if (!d)
+		return;
+	i = cper_fill(d, section, fru, fru_text, data, len);
+	if (guid_equal(section, &CPER_SEC_PLATFORM_MEM))
+		cper_memory(d, i, data, len);
+	hwerr_lastboot_mark(d, from, from->time);
+	hwerr_submit(d);
 }
 
 static struct hwerr_tp cper_tp[] = {

@@ -70,8 +70,8 @@ static u32 firmware_severity(const struct mce *m)
 	return m->status & MCI_STATUS_UC ? CPER_SEV_RECOVERABLE : CPER_SEV_CORRECTED;
 }
 
-/* Task context. @flags: more flags for the record. */
-static void mce_publish(struct mce *m, u32 flags)
+/* Task context. @from: the record of an earlier boot that @m is from, or NULL. */
+static void mce_publish(struct mce *m, const struct hwerr_lastboot *from)
 {
 	struct hwerr_info_mce info = {};
 	struct hwerr_info_mce *i;
@@ -88,14 +88,10 @@ static void mce_publish(struct mce *m, u32 flags)
 		return;
 	d->rec.kind = class.kind;
 	d->rec.component = class.component;
-	d->rec.flags |= class.flags | flags;
+	d->rec.flags |= class.flags;
 	d->rec.raw_severity = firmware ? firmware_severity(m) : m->severity;
 	d->rec.count = hwerr_mce_count(&info);
 	d->rec.cpu = m->extcpu;
-	if (flags & HWERR_F_EARLIER) {
-		d->rec.time_mono_ns = 0;
-		d->rec.time_real_ns = m->time * NSEC_PER_SEC;
-	}
 	hwerr_draft_ident(d, m->bank | (u64)m->extcpu << 8, hwerr_mce_status_ident(&info),
 			  m->addr, m->misc);
 
@@ -113,15 +109,25 @@ static void mce_publish(struct mce *m, u32 flags)
 		u64 addr = m->addr & GENMASK_ULL(boot_cpu_data.x86_phys_bits - 1, 0);
 
 		hwerr_draft_memory(d, addr & ~(len - 1), len);
-		/* What was there then is not who is there now. */
-		if (flags & HWERR_F_EARLIER)
-			d->phys_len = 0;
 	} else if (mce_is_memory_error(m)) {
 		d->rec.flags |= HWERR_F_OWNERS_UNKNOWN;
 	}
-	if (hwerr_mce_is_yellow(&info))
+	if (from)
+		hwerr_lastboot_mark(d, from, m->time);
+	else if (hwerr_mce_is_yellow(&info))
 		hwerr_draft_text(d, "corrected errors above the threshold (status yellow)");
 	hwerr_submit(d);
+}
+
+void hwerr_mce_lastboot(const struct hwerr_lastboot *from, const void *data, u32 len)
+{
+	struct mce m = {};
+
+	/* The kernel that wrote it may have had fewer fields or more, at the end. */
+	if (len < offsetofend(struct mce, mcgcap))
+		return;
+	memcpy(&m, data, min_t(u32, len, sizeof(m)));
+	mce_publish(&m, from);
 }
 
 /* Work item (mce_gen_pool_process()), may sleep. @data: struct mce, also from 6.13 on. */
@@ -131,7 +137,7 @@ static int mce_notify(struct notifier_block *nb, unsigned long val, void *data)
 
 	if (!m)
 		return NOTIFY_DONE;
-	mce_publish(m, 0);
+	mce_publish(m, NULL);
 	return NOTIFY_OK;
 }
 

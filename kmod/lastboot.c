@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Errors of an earlier boot, as far as the platform kept them.
+ *
+ * A fatal machine check panics before any notifier runs. But mce_panic() first
+ * writes the banks to the platform's persistent store, ACPI ERST; and firmware
+ * writes records of its own there.
+ *
+ * Records are not cleared here: they are not ours, and pstore shows them as files
+ * (mce-erst-*). So one that nobody clears is told at each load, with its number
+ * in the text. systemd-pstore clears them early at boot; to be ahead of it they
+ * are read within the load, and it is ordered after systemd-modules-load.
+ *
+ * What is in the store is foreign: every length in it is checked.
+ */
+#include <linux/bcd.h>
+#include <linux/cper.h>
+#include <linux/kernel.h>
+#include <linux/mm.h>
+#include <linux/sizes.h>
+#include <linux/string.h>
+#include <linux/time64.h>
+#include <acpi/apei.h>
+
+#include "hwerr.h"
+
+#define ERST_RECORD_MAX	SZ_256K
+
+/* arch/x86/kernel/cpu/mce/apei.c: a struct mce */
+static const guid_t section_mce =
+	GUID_INIT(0xfe08ffbe, 0x95e4, 0x4be7, 0xbc, 0x73, 0x40, 0x96, 0x04, 0x4a, 0x38, 0xfc);
+
+/* drivers/acpi/apei/erst.c: kernel log, kernel log compressed; no errors of hardware */
+static const guid_t section_dmesg =
+	GUID_INIT(0xc197e04e, 0xd545, 0x4a70, 0x9c, 0x17, 0xa5, 0x54, 0x94, 0x19, 0xeb, 0x12);
+static const guid_t section_dmesg_z =
+	GUID_INIT(0x4f118707, 0x04dd, 0x4055, 0xb5, 0xdd, 0x95, 0x6d, 0x34, 0xdd, 0xfa, 0xc6);
+
+void hwerr_lastboot_mark(struct hwerr_draft *d, const struct hwerr_lastboot *from, time64_t time)
+{
+	d->rec.flags |= HWERR_F_EARLIER;
+	d->rec.time_mono_ns = 0;
+	d->rec.time_real_ns = time > 0 ? time * NSEC_PER_SEC : 0;
+	/* Who was hit then is not who is there now. */
+	if (d->phys_len)
+		d->rec.flags |= HWERR_F_OWNERS_UNKNOWN;
+	d->phys_len = 0;
+	d->no_link = true;
+	hwerr_draft_text(d, "kept in %s as %#llx%s", from->store, from->id,
+			 from->simulated ? " (simulated)" : "");
+}
+
+/* UEFI N.2.1, "Timestamp": BCD from the lowest byte on; 0 if it is none. */
+static time64_t cper_time(u64 stamp)
+{
+	unsigned int second = bcd2bin(stamp & 0xff);
+	unsigned int minute = bcd2bin(stamp >> 8 & 0xff);
+	unsigned int hour = bcd2bin(stamp >> 16 & 0xff);
+	unsigned int day = bcd2bin(stamp >> 32 & 0xff);
+	unsigned int month = bcd2bin(stamp >> 40 & 0xff);
+	unsigned int year = bcd2bin(stamp >> 48 & 0xff) + bcd2bin(stamp >> 56 & 0xff) * 100;
+
+	if (second > 60 || minute > 59 || hour > 23 || !day || day > 31 || !month || month > 12 ||
+	    year < 1970)
+		return 0;
+	return mktime64(year, month, day, hour, minute, second);
+}
+
+static void report_section(const struct cper_record_header *rec, u32 len,
+			   const struct cper_section_descriptor *sec,
+			   const struct hwerr_lastboot *from)
+{
+	guid_t type = sec->section_type;
+	guid_t fru = sec->fru_id;
+	const void *data;
+
+	if (sec->section_offset > len || sec->section_length > len - sec->section_offset)
+		return;
+	data = (const void *)rec + sec->section_offset;
+	if (guid_equal(&type, &section_dmesg) || guid_equal(&type, &section_dmesg_z))
+		return;
+	if (guid_equal(&type, &section_mce))
+		hwerr_mce_lastboot(from, data, sec->section_length);
+	else
+		hwerr_cper_lastboot(from, &type,
+				    sec->validation_bits & CPER_SEC_VALID_FRU_ID ? &fru : NULL,
+				    sec->validation_bits & CPER_SEC_VALID_FRU_TEXT ?
+				    (const char *)sec->fru_text : NULL,
+				    data, sec->section_length, sec->section_severity);
+}
+
+static void report_record(const struct cper_record_header *rec, u32 len, u64 id)
+{
+	const struct cper_section_descriptor *sec = (const void *)(rec + 1);
+	struct hwerr_lastboot from = { .store = "ERST", .id = id };
+	u32 i;
+
+	if (len < sizeof(*rec) || memcmp(rec->signature, CPER_SIG_RECORD, CPER_SIG_SIZE) ||
+	    rec->signature_end != CPER_SIG_END)
+		return;
+	if (rec->validation_bits & CPER_VALID_TIMESTAMP)
+		from.time = cper_time(rec->timestamp);
+	from.simulated = rec->flags & CPER_HW_ERROR_FLAGS_SIMULATED;
+	for (i = 0; i < rec->section_count; i++) {
+		if ((i + 1) * sizeof(*sec) > len - sizeof(*rec))
+			break;
+		report_section(rec, len, &sec[i], &from);
+	}
+}
+
+/* At most as many as the kernel lists (ERST_RECORD_ID_CACHE_SIZE_MAX, 1024). */
+static void report_erst(void)
+{
+	size_t size = SZ_16K;
+	void *buf;
+	ssize_t len;
+	u64 id;
+	int pos;
+
+	/* No store here: -ENODEV. */
+	if (erst_get_record_id_begin(&pos))
+		return;
+	buf = kvmalloc(size, GFP_KERNEL);
+	while (buf && !erst_get_record_id_next(&pos, &id) && id != APEI_ERST_INVALID_RECORD_ID) {
+		len = erst_read_record(id, buf, size, 0, NULL);
+		if (len > (ssize_t)size && len <= ERST_RECORD_MAX) {
+			kvfree(buf);
+			size = len;
+			buf = kvmalloc(size, GFP_KERNEL);
+			if (!buf)
+				break;
+			len = erst_read_record(id, buf, size, 0, NULL);
+		}
+		if (len > 0 && len <= (ssize_t)size)
+			report_record(buf, len, id);
+		cond_resched();
+	}
+	erst_get_record_id_end();
+	kvfree(buf);
+}
+
+void hwerr_lastboot_report(void)
+{
+	report_erst();
+}
