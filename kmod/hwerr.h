@@ -124,7 +124,7 @@ extern const struct hwerr_source_ops hwerr_source_cper;
 /**
  * struct hwerr_lastboot - where a record of an earlier boot was kept
  * @store: in a word
- * @id: its number there
+ * @id: its number there, 0 if it has none
  * @time: seconds since the epoch, 0 if not known
  * @simulated: an injected error
  */

@@ -11,20 +11,28 @@
  * in the text. systemd-pstore clears them early at boot; to be ahead of it they
  * are read within the load, and it is ordered after systemd-modules-load.
  *
- * What is in the store is foreign: every length in it is checked.
+ * What firmware noticed and could tell nobody, because the machine was reset, is
+ * in the boot error region, ACPI BERT. The kernel prints it at boot.
+ *
+ * All of it is foreign: every length in it is checked.
  */
+#include <linux/acpi.h>
 #include <linux/bcd.h>
 #include <linux/cper.h>
+#include <linux/io.h>
 #include <linux/kernel.h>
 #include <linux/mm.h>
 #include <linux/sizes.h>
 #include <linux/string.h>
 #include <linux/time64.h>
+#include <linux/uuid.h>
 #include <acpi/apei.h>
+#include <acpi/ghes.h>
 
 #include "hwerr.h"
 
 #define ERST_RECORD_MAX	SZ_256K
+#define REGION_MAX	SZ_1M
 
 /* arch/x86/kernel/cpu/mce/apei.c: a struct mce */
 static const guid_t section_mce =
@@ -46,8 +54,11 @@ void hwerr_lastboot_mark(struct hwerr_draft *d, const struct hwerr_lastboot *fro
 		d->rec.flags |= HWERR_F_OWNERS_UNKNOWN;
 	d->phys_len = 0;
 	d->no_link = true;
-	hwerr_draft_text(d, "kept in %s as %#llx%s", from->store, from->id,
-			 from->simulated ? " (simulated)" : "");
+	if (from->id)
+		hwerr_draft_text(d, "kept in %s as %#llx%s", from->store, from->id,
+				 from->simulated ? " (simulated)" : "");
+	else
+		hwerr_draft_text(d, "kept in %s", from->store);
 }
 
 /* UEFI N.2.1, "Timestamp": BCD from the lowest byte on; 0 if it is none. */
@@ -139,7 +150,101 @@ static void report_erst(void)
 	kvfree(buf);
 }
 
+/* Bytes that the block at @b takes, 0 if it is none, or not wholly within @left. */
+static u32 block_len(const struct acpi_hest_generic_status *b, u32 left)
+{
+	u64 len = sizeof(*b) + (u64)b->data_length;
+	const void *at = b + 1;
+	u64 rest;
+
+	if (!b->data_length || b->error_severity > CPER_SEV_INFORMATIONAL)
+		return 0;
+	if (b->raw_data_length) {
+		if (b->raw_data_offset < len)
+			return 0;
+		len = (u64)b->raw_data_offset + b->raw_data_length;
+	}
+	if (len > left)
+		return 0;
+	for (rest = b->data_length; rest;) {
+		const struct acpi_hest_generic_data *g = at;
+		u64 size = sizeof(*g);
+
+		if (rest >= size)
+			size = acpi_hest_get_size((void *)g) + (u64)g->error_data_length;
+		if (rest < size)
+			return 0;
+		at += size;
+		rest -= size;
+	}
+	return len;
+}
+
+static void report_block(const struct acpi_hest_generic_status *b)
+{
+	const void *at = b + 1;
+
+	while (at < (const void *)(b + 1) + b->data_length) {
+		struct acpi_hest_generic_data *g = (void *)at;
+		struct acpi_hest_generic_data_v300 *v3 = (void *)at;
+		struct hwerr_lastboot from = { .store = "BERT" };
+		guid_t type, fru;
+
+		import_guid(&type, g->section_type);
+		import_guid(&fru, g->fru_id);
+		if (acpi_hest_get_version(g) >= 3 &&
+		    (g->validation_bits & ACPI_HEST_GEN_VALID_TIMESTAMP))
+			from.time = cper_time(v3->time_stamp);
+		hwerr_cper_lastboot(&from, &type,
+				    g->validation_bits & ACPI_HEST_GEN_VALID_FRU_ID ? &fru : NULL,
+				    g->validation_bits & ACPI_HEST_GEN_VALID_FRU_STRING ?
+				    (const char *)g->fru_text : NULL,
+				    acpi_hest_get_payload(g), g->error_data_length,
+				    g->error_severity);
+		at += acpi_hest_get_size(g) + g->error_data_length;
+	}
+}
+
+/*
+ * The kernel has zeroed the status of each block that it printed, so that is not
+ * looked at; the rest of the region is as firmware left it.
+ */
+static void report_bert(void)
+{
+	struct acpi_table_header *table;
+	u32 len = 0, at = 0, n;
+	u64 address = 0;
+	void *region, *copy;
+
+	if (ACPI_FAILURE(acpi_get_table(ACPI_SIG_BERT, 0, &table)))
+		return;
+	if (table->length >= sizeof(struct acpi_table_bert)) {
+		address = ((struct acpi_table_bert *)table)->address;
+		len = min_t(u32, ((struct acpi_table_bert *)table)->region_length, REGION_MAX);
+	}
+	acpi_put_table(table);
+	if (!len)
+		return;
+	region = memremap(address, len, MEMREMAP_WB);
+	if (!region)
+		return;
+	/* Firmware may write there: what is checked must be what is read. */
+	copy = kvmalloc(len, GFP_KERNEL);
+	if (copy)
+		memcpy(copy, region, len);
+	memunmap(region);
+	while (copy && len - at >= sizeof(struct acpi_hest_generic_status)) {
+		n = block_len(copy + at, len - at);
+		if (!n)
+			break;
+		report_block(copy + at);
+		at += n;
+	}
+	kvfree(copy);
+}
+
 void hwerr_lastboot_report(void)
 {
 	report_erst();
+	report_bert();
 }
