@@ -142,6 +142,12 @@ def build_modules(version: str, sim_only: bool) -> dict[str, Path]:
     return {Path(p).stem: Path(p) for p in done.stdout.split()}
 
 
+def build_bpf() -> None:
+    """Compile the BPF programs, where they are older than their sources."""
+    if subprocess.run([TREE / "scripts/build-bpf"], stdout=subprocess.DEVNULL, check=False).returncode != 0:
+        raise RunError(EXIT_SETUP, "`scripts/build-bpf` failed, see above")
+
+
 def initramfs(kernel: Kernel) -> Path:
     """virtme-ng's initramfs with our /init laid over it; made once for a kernel and a virtme-ng."""
     virtme = shutil.which("virtme-run", path=f"{TREE}/.venv/bin:{os.environ.get('PATH', '')}")
@@ -514,6 +520,7 @@ def run(args: argparse.Namespace) -> int:
     kernel = Kernel.find(args.kernel)
     progress(f"building modules for {args.kernel}")
     modules = build_modules(args.kernel, sim_only=args.no_module)
+    build_bpf()
     insmod = []
     if not args.no_module:
         if "hwerr" not in modules:

@@ -1,0 +1,18 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* What every program here includes first. */
+#ifndef HWERR_BPF_H
+#define HWERR_BPF_H
+
+#include "vmlinux.h"
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_tracing.h>
+
+/* vmlinux.h has the types already, and no program here calls an ioctl. */
+#define _LINUX_TYPES_H
+#define _LINUX_IOCTL_H
+#include "hwerr.h"
+
+#define EPERM	1
+
+#endif

@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: MIT
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/vfs.h>
+#include <linux/magic.h>
+#include <bpf/bpf.h>
+#include <bpf/libbpf.h>
+#include "seal.h"
+
+/* What libbpf says goes into the exception, not to somebody's terminal. */
+static char said[2048];
+
+static int keep(enum libbpf_print_level level, const char *format, va_list args)
+{
+	size_t used = strlen(said);
+
+	if (level != LIBBPF_WARN || used + 1 >= sizeof(said))
+		return 0;
+	return vsnprintf(said + used, sizeof(said) - used, format, args);
+}
+
+static void hwerr_libbpf_quiet(void)
+{
+	libbpf_set_print(keep);
+}
+
+/* What it said since the last call; valid until libbpf is called again. */
+static const char *hwerr_libbpf_said(void)
+{
+	static char copy[sizeof(said)];
+
+	memcpy(copy, said, sizeof(copy));
+	said[0] = 0;
+	return copy;
+}
+
+static bool hwerr_is_bpf_fs(const char *path)
+{
+	struct statfs fs;
+
+	return statfs(path, &fs) == 0 && fs.f_type == BPF_FS_MAGIC;
+}
+
+/* Type, key size, value size, entries. */
+static int hwerr_map_shape(int fd, uint32_t *shape)
+{
+	struct bpf_map_info info = {};
+	uint32_t len = sizeof(info);
+	int err = bpf_obj_get_info_by_fd(fd, &info, &len);
+
+	shape[0] = info.type;
+	shape[1] = info.key_size;
+	shape[2] = info.value_size;
+	shape[3] = info.max_entries;
+	return err;
+}
+
+static int hwerr_ring_sample(void *ctx, void *data, size_t size);
+
+static struct ring_buffer *hwerr_ring_new(int map_fd, void *ctx)
+{
+	return ring_buffer__new(map_fd, hwerr_ring_sample, ctx, NULL);
+}

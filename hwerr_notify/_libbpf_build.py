@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: MIT
+"""Builds hwerr_notify._libbpf, the few functions of libbpf that the package calls.
+
+Optional: where libbpf-dev is missing, the package is built without it. Run by
+setuptools, not imported at run time.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cffi
+
+HERE = Path(__file__).resolve().parent
+SOURCE = HERE / "_libbpf.c"
+SEAL = HERE.parent / "bpf" / "seal.h"
+
+CDEF = """
+#define BPF_ANY ...
+#define BPF_NOEXIST ...
+#define BPF_EXIST ...
+#define HWERR_SEALS_MAX ...
+
+struct bpf_object;
+struct bpf_program;
+struct bpf_map;
+struct bpf_link;
+struct ring_buffer;
+struct hwerr_seal {
+    unsigned long long start_ns;
+    unsigned long long refusals;
+};
+
+struct bpf_object *bpf_object__open_file(const char *path, const void *opts);
+int bpf_object__load(struct bpf_object *obj);
+void bpf_object__close(struct bpf_object *obj);
+struct bpf_program *bpf_object__next_program(const struct bpf_object *obj, struct bpf_program *prog);
+struct bpf_map *bpf_object__find_map_by_name(const struct bpf_object *obj, const char *name);
+const char *bpf_program__name(const struct bpf_program *prog);
+int bpf_program__set_autoload(struct bpf_program *prog, bool autoload);
+struct bpf_link *bpf_program__attach(const struct bpf_program *prog);
+int bpf_map__fd(const struct bpf_map *map);
+int bpf_map__reuse_fd(struct bpf_map *map, int fd);
+int bpf_link__fd(const struct bpf_link *link);
+int bpf_link__destroy(struct bpf_link *link);
+int bpf_obj_pin(int fd, const char *path);
+int bpf_obj_get(const char *path);
+int bpf_map_lookup_elem(int fd, const void *key, void *value);
+int bpf_map_update_elem(int fd, const void *key, const void *value, uint64_t flags);
+int bpf_map_delete_elem(int fd, const void *key);
+int bpf_map_get_next_key(int fd, const void *key, void *next);
+
+struct ring_buffer *hwerr_ring_new(int map_fd, void *ctx);
+void ring_buffer__free(struct ring_buffer *rb);
+int ring_buffer__consume(struct ring_buffer *rb);
+int ring_buffer__epoll_fd(const struct ring_buffer *rb);
+
+void hwerr_libbpf_quiet(void);
+const char *hwerr_libbpf_said(void);
+bool hwerr_is_bpf_fs(const char *path);
+int hwerr_map_shape(int fd, uint32_t *shape);
+extern "Python" int hwerr_ring_sample(void *ctx, void *data, size_t size);
+"""
+
+
+def make() -> cffi.FFI:
+    """The builder that setup.py names."""
+    ffi = cffi.FFI()
+    ffi.cdef(CDEF)
+    ffi.set_source(
+        "hwerr_notify._libbpf",
+        SOURCE.read_text(encoding="ascii"),
+        include_dirs=[str(SEAL.parent)],
+        depends=[str(SOURCE), str(SEAL)],
+        libraries=["bpf"],
+        optional=True,
+    )
+    return ffi
+
+
+ffibuilder = make()
+
+if __name__ == "__main__":
+    ffibuilder.compile(verbose=True)

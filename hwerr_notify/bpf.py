@@ -1,0 +1,473 @@
+# SPDX-License-Identifier: MIT
+"""BPF objects, and the seal: an LSM program that refuses KVM_RUN to chosen processes.
+
+What is loaded stays in the kernel by its pins below /sys/fs/bpf/hwerr, whatever
+becomes of the process that loaded it. The compiled programs are in this package
+(`_bpf/`); libbpf is called through an extension that the package can be built
+without, so nothing here may be imported by what has to work without BPF.
+
+Nothing here is for several threads at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+__all__ = ["PIN_DIR", "BpfError", "BpfObject", "Map", "Seal", "SealState", "capable", "unavailable"]
+
+PIN_DIR = Path("/sys/fs/bpf/hwerr")
+OBJECTS = Path(__file__).resolve().parent / "_bpf"
+
+# linux/kvm.h, linux/capability.h
+_KVM_RUN = 0xAE80
+_CAP_SYS_ADMIN, _CAP_PERFMON, _CAP_BPF = 21, 38, 39
+
+# What the seal compares starts in: USER_HZ, that of /proc/PID/stat.
+_NSEC_PER_TICK = 10_000_000
+
+_KEY_SIZE, _SEAL_SIZE = 4, 16
+
+
+class BpfError(OSError):
+    """The kernel or libbpf refused; the message says what and, where known, why."""
+
+
+def _library() -> tuple[Any, Any]:
+    """(ffi, lib) of the extension. BpfError if the package was built without it."""
+    try:
+        from ._libbpf import ffi, lib
+    except ImportError as error:
+        raise BpfError(
+            errno.ENOSYS,
+            "the package was built without libbpf: apt-get install libbpf-dev clang llvm bpftool, "
+            f"then install it again ({error})",
+        ) from None
+    lib.hwerr_libbpf_quiet()
+    return ffi, lib
+
+
+def _failed(lib: Any, ffi: Any, what: str) -> BpfError:
+    """The error that errno and libbpf's messages describe, in one line."""
+    code = ffi.errno
+    said = ffi.string(lib.hwerr_libbpf_said()).decode("utf-8", "replace")
+    lines = [line.removeprefix("libbpf: ") for line in said.splitlines() if "BPF PROG LOAD LOG" not in line]
+    # The verifier's own words come last but for its statistics.
+    reasons = [line for line in lines if not line.startswith(("processed ", "failed to load"))]
+    detail = f" ({reasons[-1].strip()})" if reasons else ""
+    return BpfError(code, f"{what}: {os.strerror(code)}{detail}")
+
+
+def capable(*capabilities: int) -> bool:
+    """Whether this process has all of them in effect."""
+    with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+        for line in status:
+            if line.startswith("CapEff:"):
+                have = int(line.split()[1], 16)
+                return all(have >> c & 1 for c in capabilities)
+    return False
+
+
+def kernel_has_type(name: str) -> bool:
+    """Whether the kernel's own BTF has a function, type or member of that name."""
+    return b"\0" + name.encode() + b"\0" in Path("/sys/kernel/btf/vmlinux").read_bytes()
+
+
+def unavailable(pin_dir: Path = PIN_DIR) -> str | None:
+    """None if BPF programs can be loaded here as far as can be told without doing it, else why not."""
+    try:
+        _, lib = _library()
+    except BpfError as error:
+        return str(error.strerror)
+    if not any(OBJECTS.glob("*.bpf.o")):
+        return "the package was built without its BPF programs: run scripts/build-bpf, then install it again"
+    if not capable(_CAP_SYS_ADMIN) and not capable(_CAP_BPF, _CAP_PERFMON):
+        return "not permitted: run as root (CAP_BPF and CAP_PERFMON)"
+    if not Path("/sys/kernel/btf/vmlinux").exists():
+        return "this kernel describes no types (CONFIG_DEBUG_INFO_BTF is off)"
+    if not lib.hwerr_is_bpf_fs(os.fsencode(pin_dir.parent)):
+        return f"{pin_dir.parent} is not a BPF file system: mount -t bpf bpf {pin_dir.parent}"
+    return None
+
+
+class Map:
+    """A BPF map by file descriptor: bytes to bytes. Owns the descriptor."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self._ffi, self._lib = _library()
+        shape = self._ffi.new("uint32_t[4]")
+        if self._lib.hwerr_map_shape(fd, shape) != 0:
+            raise _failed(self._lib, self._ffi, "a map's description")
+        self.type, self.key_size, self.value_size, self.max_entries = shape
+
+    @classmethod
+    def pinned(cls, path: Path) -> Map:
+        """FileNotFoundError if nothing is pinned there."""
+        ffi, lib = _library()
+        fd = lib.bpf_obj_get(os.fsencode(path))
+        if fd < 0:
+            # OSError makes the subclass that the number calls for.
+            raise OSError(ffi.errno, os.strerror(ffi.errno), str(path))
+        return cls(fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def __getitem__(self, key: bytes) -> bytes:
+        value = self._ffi.new("char[]", self.value_size)
+        if self._lib.bpf_map_lookup_elem(self.fd, key, value) != 0:
+            if self._ffi.errno == errno.ENOENT:
+                raise KeyError(key)
+            raise _failed(self._lib, self._ffi, "reading a map")
+        return bytes(self._ffi.buffer(value))
+
+    def set(self, key: bytes, value: bytes, *, new: bool = False) -> None:
+        """FileExistsError if `new` and it is there; BpfError with E2BIG if the map is full."""
+        flags = self._lib.BPF_NOEXIST if new else self._lib.BPF_ANY
+        if self._lib.bpf_map_update_elem(self.fd, key, value, flags) != 0:
+            if self._ffi.errno == errno.EEXIST:
+                raise FileExistsError(errno.EEXIST, "the map has this key")
+            raise _failed(self._lib, self._ffi, "writing a map")
+
+    def discard(self, key: bytes) -> None:
+        """Removes the key, if it is there."""
+        if self._lib.bpf_map_delete_elem(self.fd, key) != 0 and self._ffi.errno != errno.ENOENT:
+            raise _failed(self._lib, self._ffi, "deleting from a map")
+
+    def __iter__(self) -> Iterator[bytes]:
+        """The keys there are now; one that comes or goes meanwhile may be in it or not."""
+        found: list[bytes] = []
+        key: Any = self._ffi.NULL
+        following = self._ffi.new("char[]", self.key_size)
+        # A key that goes while we stand on it makes the walk begin anew.
+        for _ in range(2 * self.max_entries):
+            if self._lib.bpf_map_get_next_key(self.fd, key, following) != 0:
+                if self._ffi.errno != errno.ENOENT:
+                    raise _failed(self._lib, self._ffi, "walking a map")
+                break
+            found.append(bytes(self._ffi.buffer(following)))
+            key = found[-1]
+        return iter(dict.fromkeys(found))
+
+
+class BpfObject:
+    """A compiled object of this package: opened, then loaded, its programs attached.
+
+    A context manager; closing it detaches what is not pinned.
+    """
+
+    def __init__(self, name: str) -> None:
+        """`name` as in bpf/NAME.bpf.c. BpfError if it cannot be opened."""
+        self._ffi, self._lib = _library()
+        self._links: dict[str, Any] = {}
+        path = OBJECTS / f"{name}.bpf.o"
+        if not path.exists():
+            raise BpfError(errno.ENOENT, f"{path.name} was not built: run scripts/build-bpf")
+        self._lib.hwerr_libbpf_said()  # what went well so far is no reason for what may fail now
+        self._object = self._lib.bpf_object__open_file(os.fsencode(path), self._ffi.NULL)
+        if self._object == self._ffi.NULL:
+            raise _failed(self._lib, self._ffi, f"opening {path.name}")
+        self.name = name
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Detaches what is not pinned, and lets go of the rest. A second time does nothing."""
+        for link in self._links.values():
+            self._lib.bpf_link__destroy(link)
+        self._links.clear()
+        if self._object is not None:
+            self._lib.bpf_object__close(self._object)
+            self._object = None
+
+    def programs(self) -> dict[str, Any]:
+        """The programs by name."""
+        found: dict[str, Any] = {}
+        program = self._ffi.NULL
+        while True:
+            program = self._lib.bpf_object__next_program(self._object, program)
+            if program == self._ffi.NULL:
+                return found
+            found[self._ffi.string(self._lib.bpf_program__name(program)).decode()] = program
+
+    def only(self, *names: str) -> None:
+        """Leaves all other programs out of the load."""
+        for name, program in self.programs().items():
+            self._lib.bpf_program__set_autoload(program, name in names)
+
+    def _map(self, name: str) -> Any:
+        found = self._lib.bpf_object__find_map_by_name(self._object, name.encode())
+        if found == self._ffi.NULL:
+            raise BpfError(errno.ENOENT, f"{self.name}.bpf.o has no map {name}")
+        return found
+
+    def reuse(self, name: str, other: Map) -> None:
+        """Has the object use a map that there is already. Before load()."""
+        if self._lib.bpf_map__reuse_fd(self._map(name), other.fd) != 0:
+            raise _failed(self._lib, self._ffi, f"using the map {name} again")
+
+    def load(self) -> None:
+        """Into the kernel, through its verifier."""
+        if self._lib.bpf_object__load(self._object) != 0:
+            raise _failed(self._lib, self._ffi, f"loading {self.name}.bpf.o")
+
+    def map_fd(self, name: str) -> int:
+        """The object's own descriptor of a map, valid until close()."""
+        return int(self._lib.bpf_map__fd(self._map(name)))
+
+    def attach(self, name: str) -> None:
+        """Attaches a program; it stays so until close(), or as long as its link is pinned."""
+        link = self._lib.bpf_program__attach(self.programs()[name])
+        if link == self._ffi.NULL:
+            raise _failed(self._lib, self._ffi, f"attaching {name}")
+        self._links[name] = link
+
+    def pin_link(self, name: str, path: Path) -> None:
+        """FileExistsError if something is pinned there."""
+        self._pin(self._lib.bpf_link__fd(self._links[name]), path)
+
+    def pin_map(self, name: str, path: Path) -> None:
+        """FileExistsError if something is pinned there."""
+        self._pin(self.map_fd(name), path)
+
+    def _pin(self, fd: int, path: Path) -> None:
+        if self._lib.bpf_obj_pin(fd, os.fsencode(path)) != 0:
+            if self._ffi.errno == errno.EEXIST:
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+            raise _failed(self._lib, self._ffi, f"pinning {path}")
+
+
+@contextlib.contextmanager
+def locked(pin_dir: Path) -> Iterator[None]:
+    """One loader at a time; makes the directory."""
+    pin_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fd = os.open(pin_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+# -- the seal --------------------------------------------------------------
+
+# Programs, which are pinned under their names, and what the kernel must have for each.
+_PROGRAMS = {
+    "hwerr_seal_ioctl": "bpf_lsm_file_ioctl",
+    "hwerr_seal_ioctl_compat": "bpf_lsm_file_ioctl_compat",
+}
+_MAP = "hwerr_seals"
+
+
+def start_of(tgid: int) -> int:
+    """When the process started: CLOCK_BOOTTIME, ns, rounded down to 10 ms. ProcessLookupError if gone."""
+    try:
+        stat = Path(f"/proc/{tgid}/stat").read_text("utf-8", "replace")
+    except (FileNotFoundError, ProcessLookupError):
+        raise ProcessLookupError(errno.ESRCH, f"there is no process {tgid}") from None
+    # proc(5): starttime is field 22; the name, field 2, may hold blanks.
+    return int(stat.rpartition(")")[2].split()[19]) * _NSEC_PER_TICK
+
+
+@dataclass(frozen=True, slots=True)
+class SealState:
+    """A sealed process: its start (CLOCK_BOOTTIME, ns) and how often KVM_RUN was refused to it."""
+
+    start_ns: int
+    refusals: int
+
+
+class Seal:
+    """The seal as it is in the kernel. A context manager; closing it unseals nobody."""
+
+    def __init__(self, seals: Map) -> None:
+        """Use `load()` or `open_pinned()`."""
+        self._map = seals
+
+    @staticmethod
+    def available(pin_dir: Path = PIN_DIR) -> str | None:
+        """None if the seal can be had on this host, else the reason why not, in one line.
+
+        Loads nothing. What only an attempt can tell is told by `load()`.
+        """
+        if reason := unavailable(pin_dir):
+            return reason
+        try:
+            modules = Path("/sys/kernel/security/lsm").read_text("ascii").strip().split(",")
+        except OSError:
+            return None  # securityfs is not mounted: load() will tell
+        if "bpf" not in modules:
+            return (
+                "BPF is not among the kernel's security modules: add it to lsm= on the kernel command line "
+                f"(lsm={','.join([*(m for m in modules if m != 'capability'), 'bpf'])})"
+            )
+        return None
+
+    @classmethod
+    def load(cls, pin_dir: Path = PIN_DIR) -> Seal:
+        """Has the seal in force and pinned, if it is not yet, and opens it.
+
+        What is sealed stays sealed. BpfError with the reason if it cannot be had, or if
+        it is there and does not refuse.
+        """
+        if reason := cls.available(pin_dir):
+            raise BpfError(errno.EOPNOTSUPP, reason)
+        with locked(pin_dir):
+            # In this order: a link that is pinned always has its map pinned.
+            missing = [
+                name
+                for name, hook in _PROGRAMS.items()
+                if not (pin_dir / name).exists() and kernel_has_type(hook)
+            ]
+            if missing:
+                cls._load(pin_dir, missing)
+        return cls.open_pinned(pin_dir)
+
+    @classmethod
+    def _load(cls, pin_dir: Path, names: list[str]) -> None:
+        with BpfObject("seal") as programs:
+            programs.only(*names)
+            try:
+                with cls._open_map(pin_dir) as old:
+                    programs.reuse(_MAP, old)
+            except FileNotFoundError:
+                pass
+            programs.load()
+            with contextlib.suppress(FileExistsError):
+                programs.pin_map(_MAP, pin_dir / _MAP)
+            for name in names:
+                programs.attach(name)
+                programs.pin_link(name, pin_dir / name)
+
+    @staticmethod
+    def _open_map(pin_dir: Path) -> Map:
+        seals = Map.pinned(pin_dir / _MAP)
+        if (seals.key_size, seals.value_size) != (_KEY_SIZE, _SEAL_SIZE):
+            seals.close()
+            raise BpfError(
+                errno.EINVAL,
+                f"{pin_dir / _MAP} is of another version: when nothing is sealed, remove {pin_dir}",
+            )
+        return seals
+
+    @classmethod
+    def open_pinned(cls, pin_dir: Path = PIN_DIR) -> Seal:
+        """The seal that is in force. FileNotFoundError if there is none, BpfError if it does not refuse."""
+        _library()
+        if not (pin_dir / next(iter(_PROGRAMS))).exists():
+            raise FileNotFoundError(errno.ENOENT, "the seal is not loaded", str(pin_dir))
+        seal = cls(cls._open_map(pin_dir))
+        try:
+            seal.prove()
+        except BaseException:
+            seal.close()
+            raise
+        return seal
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._map.close()
+
+    def prove(self) -> None:
+        """Seals this process for a moment and tries: BpfError if it was not refused.
+
+        The hook comes before the file's own ioctl, so any file will do.
+        """
+        me = os.getpid()
+        self.seal(me, start_of(me))
+        fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.ioctl(fd, _KVM_RUN)
+        except PermissionError:
+            return
+        except OSError as error:
+            raise BpfError(errno.EIO, f"the seal is loaded but does not refuse ({error.strerror})") from None
+        finally:
+            os.close(fd)
+            self.unseal(me)
+        raise BpfError(errno.EIO, "the seal is loaded but does not refuse")
+
+    def seal(self, tgid: int, start_ns: int) -> None:
+        """KVM_RUN is refused from now on to that process, if it is the one that started then.
+
+        `start_ns` is of CLOCK_BOOTTIME, exact (`Guest.start_ns`) or to 10 ms (`start_of()`). A vCPU
+        that is in the guest now stays there until it next leaves for user space: stop it first.
+        Doing it again changes nothing.
+        """
+        key = self._key(tgid)
+        state = self._state(key)
+        if state and state.start_ns // _NSEC_PER_TICK == start_ns // _NSEC_PER_TICK:
+            return
+        value = start_ns.to_bytes(8, "little") + bytes(8)
+        try:
+            self._map.set(key, value)
+        except BpfError as error:
+            if error.errno != errno.E2BIG or not self.forget_dead():
+                raise
+            self._map.set(key, value)
+
+    def unseal(self, tgid: int) -> None:
+        """Lets the process run its vCPUs again; nothing if it is not sealed."""
+        self._map.discard(self._key(tgid))
+
+    def sealed(self) -> dict[int, SealState]:
+        """What is sealed, by process number; processes that have ended may be among them."""
+        states = {int.from_bytes(key, "little"): self._state(key) for key in self._map}
+        return {tgid: state for tgid, state in states.items() if state is not None}
+
+    def forget_dead(self) -> int:
+        """Removes the entries of processes that have ended; returns their number."""
+        forgotten = 0
+        for tgid, state in self.sealed().items():
+            try:
+                if start_of(tgid) // _NSEC_PER_TICK == state.start_ns // _NSEC_PER_TICK:
+                    continue
+            except ProcessLookupError:
+                pass
+            self.unseal(tgid)
+            forgotten += 1
+        return forgotten
+
+    @staticmethod
+    def _key(tgid: int) -> bytes:
+        if not 0 < tgid < 1 << 31:
+            raise ValueError(f"{tgid} is no process number")
+        return tgid.to_bytes(_KEY_SIZE, "little")
+
+    def _state(self, key: bytes) -> SealState | None:
+        try:
+            value = self._map[key]
+        except KeyError:
+            return None
+        return SealState(int.from_bytes(value[:8], "little"), int.from_bytes(value[8:], "little"))

@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: MIT
+"""The seal on real QEMU/KVM guests: what is sealed never runs again, and nobody else notices."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from testbed.guest import STATE, Guest, GuestConfig
+from testbed.qmp import QmpError
+
+from hwerr_notify import bpf
+from hwerr_notify.bpf import PIN_DIR, Seal, start_of
+
+KVM_RUN = 0xAE80
+MEM = 16 << 20
+
+
+@pytest.fixture
+def seal() -> Iterator[Seal]:
+    with Seal.load() as loaded:
+        for tgid in loaded.sealed():
+            loaded.unseal(tgid)
+        yield loaded
+        for tgid in loaded.sealed():
+            loaded.unseal(tgid)
+
+
+def counting(name: str, *extra: str) -> Guest:
+    return Guest.start(GuestConfig(name=name, mem=MEM, code="count", extra=extra))
+
+
+def counts(guest: Guest) -> bool:
+    """Whether the guest's word goes up. A guest that runs counts between two monitor commands."""
+    before = guest.counter()
+    return any(guest.counter() != before for _ in range(20))
+
+
+def vcpu_ns(guest: Guest) -> int:
+    """CPU time of all vCPU threads so far."""
+    total = 0
+    for task in Path(f"/proc/{guest.pid}/task").iterdir():
+        if "KVM" in (task / "comm").read_text():
+            total += int((task / "schedstat").read_text().split()[0])
+    return total
+
+
+def tries_to_run(guest: Guest) -> None:
+    """`cont`, and wait for QEMU to have given up again."""
+    assert guest.qmp is not None
+    guest.qmp.events.clear()
+    guest.qmp.execute("cont")
+    guest.qmp.wait_event("STOP")
+
+
+@pytest.mark.amd
+def test_sealed_guest_never_runs_again(seal: Seal, tmp_path: Path) -> None:
+    with counting("sealed") as guest, counting("free") as free:
+        assert guest.qmp is not None
+        assert counts(guest)
+        assert counts(free)
+        guest.qmp.execute("stop")
+        still = guest.counter()
+        seal.seal(guest.pid, start_of(guest.pid))
+
+        tries_to_run(guest)
+        assert guest.status() == "internal-error"
+        assert "kvm run failed Operation not permitted" in (STATE / "sealed" / "log").read_text()
+        refused = seal.sealed()[guest.pid].refusals
+        assert refused >= 1
+        assert guest.counter() == still
+
+        for n in range(2):
+            with pytest.raises(QmpError, match="Resetting the Virtual Machine is required"):
+                guest.qmp.execute("cont")
+            guest.qmp.execute("system_reset")
+            tries_to_run(guest)
+            assert guest.counter() == still
+            assert seal.sealed()[guest.pid].refusals >= refused + n + 1
+        os.kill(guest.pid, signal.SIGSTOP)
+        os.kill(guest.pid, signal.SIGCONT)
+        assert not counts(guest)
+        assert guest.alive()
+
+        core = Path("/tmp/core")
+        guest.qmp.execute("dump-guest-memory", paging=False, protocol=f"file:{core}")
+        with core.open("rb") as dump:
+            assert dump.read(4) == b"\x7fELF"
+        assert core.stat().st_size >= MEM
+        core.unlink()
+
+        assert counts(free)
+        assert seal.sealed().keys() == {guest.pid}
+
+        seal.unseal(guest.pid)
+        guest.qmp.execute("system_reset")
+        guest.qmp.execute("cont")
+        assert counts(guest)
+
+
+@pytest.mark.amd
+def test_seal_takes_a_running_guest_at_its_next_exit(seal: Seal) -> None:
+    """A vCPU that never leaves the guest is not taken out of it: that is what the stop is for."""
+    with counting("running") as guest:
+        assert guest.qmp is not None
+        seal.seal(guest.pid, start_of(guest.pid))
+        guest.qmp.events.clear()
+        guest.qmp.execute("stop")
+        tries_to_run(guest)
+        assert not counts(guest)
+
+
+@pytest.mark.amd
+def test_several_vcpus(seal: Seal) -> None:
+    with Guest.start(GuestConfig(name="smp", mem=MEM, code="count", smp=3)) as guest:
+        assert guest.qmp is not None
+        guest.qmp.execute("stop")
+        seal.seal(guest.pid, start_of(guest.pid))
+        spent = vcpu_ns(guest)
+        tries_to_run(guest)
+        assert not counts(guest)
+        # What the refused call and its report cost, not a guest that spins.
+        ran = vcpu_ns(guest) - spent
+        guest.qmp.execute("system_reset")
+        tries_to_run(guest)
+        first = vcpu_ns(guest)
+        assert not counts(guest)
+        assert vcpu_ns(guest) - first <= ran
+
+
+LOADER = """
+    import os, signal, sys
+    from hwerr_notify.bpf import Seal, start_of
+    seal = Seal.load()
+    seal.seal(int(sys.argv[1]), start_of(int(sys.argv[1])))
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.amd
+def test_outlives_its_loader() -> None:
+    shutil.rmtree(PIN_DIR, ignore_errors=True)
+    with counting("orphan") as guest:
+        assert guest.qmp is not None
+        guest.qmp.execute("stop")
+        still = guest.counter()
+        done = subprocess.run([sys.executable, "-c", textwrap.dedent(LOADER), str(guest.pid)], check=False)
+        assert done.returncode == -signal.SIGKILL
+        tries_to_run(guest)
+        assert guest.counter() == still
+        with Seal.open_pinned() as seal:
+            assert seal.sealed()[guest.pid].refusals >= 1
+        # Loading again, as a daemon that starts does, changes nothing.
+        with Seal.load() as seal:
+            assert seal.sealed()[guest.pid].refusals >= 1
+            guest.qmp.execute("system_reset")
+            tries_to_run(guest)
+            assert guest.counter() == still
+            seal.unseal(guest.pid)
+
+
+@pytest.mark.amd
+def test_a_reused_number_is_not_hit(seal: Seal) -> None:
+    with counting("other") as guest:
+        seal.seal(guest.pid, start_of(guest.pid) - 10_000_000)
+        assert guest.qmp is not None
+        guest.qmp.execute("stop")
+        guest.qmp.execute("cont")
+        assert counts(guest)
+        assert seal.sealed()[guest.pid].refusals == 0
+        assert seal.forget_dead() == 1
+        assert seal.sealed() == {}
+
+
+CALLER = """
+    #include <errno.h>
+    #include <fcntl.h>
+    #include <stdio.h>
+    #include <sys/ioctl.h>
+    int main(void)
+    {
+        int fd = open("/dev/null", O_RDONLY);
+
+        puts("ready");
+        fflush(stdout);
+        while (getchar() != EOF) {
+            printf("%d %d\\n", ioctl(fd, 0xae80, 0) ? errno : 0, ioctl(fd, 0xae81, 0) ? errno : 0);
+            fflush(stdout);
+        }
+        return 0;
+    }
+"""
+
+
+@pytest.mark.parametrize("bits", [64, 32])
+def test_callers_of_both_widths(seal: Seal, bits: int, tmp_path: Path) -> None:
+    (tmp_path / "caller.c").write_text(textwrap.dedent(CALLER))
+    caller = tmp_path / f"caller{bits}"
+    subprocess.run(["gcc", f"-m{bits}", "-o", caller, tmp_path / "caller.c"], check=True)
+    with subprocess.Popen(
+        [caller], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    ) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+
+        def call() -> list[int]:
+            assert child.stdin is not None
+            assert child.stdout is not None
+            child.stdin.write("\n")
+            child.stdin.flush()
+            return [int(n) for n in child.stdout.readline().split()]
+
+        assert call() == [errno.ENOTTY, errno.ENOTTY]
+        seal.seal(child.pid, start_of(child.pid))
+        assert call() == [errno.EPERM, errno.ENOTTY]
+        assert seal.sealed()[child.pid].refusals == 1
+        seal.seal(child.pid, start_of(child.pid))
+        assert seal.sealed()[child.pid].refusals == 1
+        seal.unseal(child.pid)
+        assert call() == [errno.ENOTTY, errno.ENOTTY]
+        child.stdin.close()
+
+
+def test_full_map_forgets_the_dead(seal: Seal) -> None:
+    size = seal._map.max_entries
+    for n in range(size):
+        seal.seal((1 << 30) + n, 1)
+    seal.seal(os.getpid(), start_of(os.getpid()))
+    assert seal.sealed().keys() == {os.getpid()}
+
+
+def test_a_seal_that_does_not_refuse_is_told(seal: Seal) -> None:
+    for pin in PIN_DIR.glob("hwerr_seal_*"):
+        pin.unlink()
+    with pytest.raises(FileNotFoundError):
+        Seal.open_pinned()
+    # A pin that is something else stands for one that does nothing.
+    with bpf.BpfObject("seal") as programs:
+        programs.load()
+        programs.pin_map("hwerr_seals", PIN_DIR / "hwerr_seal_ioctl")
+    with pytest.raises(bpf.BpfError, match="does not refuse"):
+        Seal.open_pinned()
+    (PIN_DIR / "hwerr_seal_ioctl").unlink()
+    # The map is still there, and is taken up again.
+    seal.seal(1 << 30, 7)
+    with Seal.load() as again:
+        assert again.sealed()[1 << 30].start_ns == 7
+
+
+def test_unprivileged(seal: Seal) -> None:
+    code = "import os; os.setuid(65534); from hwerr_notify.bpf import Seal; print(Seal.available())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "run as root" in done.stdout
