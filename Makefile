@@ -19,8 +19,8 @@ test-long:	## what takes too long for `make test`: storms of loading and unloadi
 	scripts/setup
 	HWERR_LONG=1 .venv/bin/python scripts/test --no-host --cpus amd --kernels "$(KERNELS)" tests/vm/test_module.py
 
-check:		## style and types, without a VM
-	scripts/setup --no-kernels
+check:		## style and types, without a VM (part of `make test`)
+	scripts/setup
 	scripts/check
 
 bench:		## measure, and put the tables into README.md

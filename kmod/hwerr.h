@@ -155,11 +155,13 @@ u64 hwerr_sources_attached(void);
  * TP_PROTO...). Several sources share one lookup.
  */
 struct tracepoint;
+
 struct hwerr_tp {
 	const char *name;
 	void *probe;
 	struct tracepoint *tp;	/* NULL while not attached */
 };
+
 int hwerr_tp_attach(struct hwerr_tp *t);	/* -ENOENT: this kernel has none */
 void hwerr_tp_detach(struct hwerr_tp *t);
 

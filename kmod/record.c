@@ -251,7 +251,8 @@ static bool recent_repeats(struct hwerr_record *rec, u64 ident, struct hwerr_rec
 			break;
 		}
 		/* Free, else the one that began longest ago and has nothing to tell. */
-		if (!e->pending && (!room || (room->ident && (!e->ident || e->until < room->until))))
+		if (!e->pending &&
+		    (!room || (room->ident && (!e->ident || e->until < room->until))))
 			room = e;
 	}
 	if (repeats) {

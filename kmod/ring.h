@@ -34,7 +34,7 @@ struct hwerr_audience {
 
 /**
  * struct hwerr_reader - one open file
- * @lock: guards all below; taken before the ring lock
+ * @lock: taken before the ring lock
  * @pos: cursor in each ring
  * @passed: records that this reader wants, by class, that lie behind its
  *	cursor, counted from the same zero as the @evicted it is held against
@@ -51,7 +51,7 @@ struct hwerr_audience {
  * @bounce: the record on its way to user space
  */
 struct hwerr_reader {
-	struct mutex lock;
+	struct mutex lock;		/* guards all below */
 	u64 pos[2];
 	struct hwerr_matrix passed;
 	struct hwerr_matrix dropped;

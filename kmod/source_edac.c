@@ -135,7 +135,7 @@ static int earlier_mc(struct device *dev, void *unused)
  */
 static void edac_earlier(void)
 {
-	typeof(&edac_get_sysfs_subsys) bus = symbol_get(edac_get_sysfs_subsys);
+	typeof(edac_get_sysfs_subsys) *bus = symbol_get(edac_get_sysfs_subsys);
 	struct device *all;
 
 	if (!bus)

@@ -22,7 +22,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     other = "intel" if cpu == "amd" else "amd"
     # What needs no particular CPU runs once, on the one with nested KVM.
-    drop = [i for i in items if i.get_closest_marker(other) or (cpu == "intel" and not i.get_closest_marker(cpu))]
+    drop = [
+        i for i in items if i.get_closest_marker(other) or (cpu == "intel" and not i.get_closest_marker(cpu))
+    ]
     if not os.environ.get("HWERR_LONG"):
         drop += [i for i in items if i.get_closest_marker("long") and i not in drop]
     config.hook.pytest_deselected(items=drop)

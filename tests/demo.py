@@ -15,10 +15,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "vm"))
 
-import hwerr_notify
 from testbed import inject
 from testbed.guest import Guest, GuestConfig
 from testbed.records import MceRecord
+
+import hwerr_notify
 
 # An uncorrected DRAM error as AMD's northbridge (bank 4) logs it: VAL UC EN MISCV ADDRV,
 # extended code 8, which is the one the kernel takes for DRAM on a CPU without SMCA.
@@ -50,11 +51,17 @@ def check(event: hwerr_notify.Event, guest: Guest, gpa: int) -> None:
 def main() -> int:
     step("starting a KVM guest, web1, with 64 MiB")
     with Guest.start(GuestConfig(name="web1", code="count")) as guest, hwerr_notify.open() as device:
-        pages = {name: gpa for name, gpa in zip(("mce", "edac", "poison"), (0x1000000, 0x1803000, 0x2004000))}
+        pages = {"mce": 0x1000000, "edac": 0x1803000, "poison": 0x2004000}
         phys = {name: guest.gpa2hpa(gpa) for name, gpa in pages.items()}
-        watch = subprocess.Popen(["hwerr-watch", "--since", str(device.info().next_seq), "--source", "mce,aer,edac,memory_failure", "--count", "4"])
+        watch = subprocess.Popen(
+            ["hwerr-watch", "--since", str(device.info().next_seq), "--count", "4",
+             "--source", "mce,aer,edac,memory_failure"]
+        )  # fmt: skip
 
-        step(f"machine check at {phys['mce']:#x}, which QEMU says is web1's {pages['mce']:#x}: mce-inject, decode chain")
+        step(
+            f"machine check at {phys['mce']:#x}, which QEMU says is web1's {pages['mce']:#x}:"
+            " mce-inject, decode chain"
+        )
         inject.mce(MceRecord(status=RECOVERABLE_READ, addr=phys["mce"], misc=0x8C, bank=4))
         check(expect(device, hwerr_notify.Source.MCE), guest, pages["mce"])
 
@@ -73,7 +80,9 @@ def main() -> int:
 
         status = watch.wait(timeout=60)
         step("the same, for a program")
-        subprocess.run(["hwerr-watch", "--json", "--since", "oldest", "--source", "mce", "--count", "1"], check=True)
+        subprocess.run(
+            ["hwerr-watch", "--json", "--since", "oldest", "--source", "mce", "--count", "1"], check=True
+        )
     return status
 
 

@@ -62,7 +62,8 @@ struct msg {
 static void msg_init(struct msg *m, int sev, int src)
 {
 	memset(m, 0, sizeof(*m));
-	m->rec.len = m->rec.hdr_len = sizeof(m->rec);
+	m->rec.hdr_len = sizeof(m->rec);
+	m->rec.len = m->rec.hdr_len;
 	m->rec.version = HWERR_ABI_VERSION;
 	m->rec.severity = sev;
 	m->rec.source = src;
@@ -417,6 +418,7 @@ static void t_dup_fork(void)
 static void t_history(void)
 {
 	int w = dev_open(O_NONBLOCK), fd;
+	char record[HWERR_RECORD_MAX];
 	struct tally t = { 0 };
 	uint64_t first;
 
@@ -432,7 +434,7 @@ static void t_history(void)
 	seek_to(fd, HWERR_SEEK_OLDEST, 0);
 	CHECK(readable(fd));
 	seek_to(fd, HWERR_SEEK_SEQ, first + 1);
-	CHECK(read(fd, (char[HWERR_RECORD_MAX]){ 0 }, HWERR_RECORD_MAX) > 0);
+	CHECK(read(fd, record, sizeof(record)) > 0);
 	seek_to(fd, HWERR_SEEK_NOW, 0);
 	CHECK(!readable(fd));
 	seek_to(fd, HWERR_SEEK_SEQ, info(fd).next_seq);
@@ -852,8 +854,8 @@ static void t_write_rejects(void)
 	REJECT(memset(i + 1, 'x', 8));		/* text without NUL */
 	REJECT(n_ = 17 * HWERR_RECORD_MAX);
 
-#define REJECT_INFO(type, T, change) do {					\
-	struct T *p;								\
+#define REJECT_INFO(type, name, change) do {					\
+	__typeof__(struct name) *p;								\
 	msg_init(&m, HWERR_SEV_FATAL, HWERR_SRC_USER);				\
 	p = msg_info(&m, type, sizeof(*p));					\
 	{ change; }								\
@@ -868,7 +870,8 @@ static void t_write_rejects(void)
 	REJECT_INFO(HWERR_INFO_MEMORY, hwerr_info_memory, p->phys_len = 8; p->phys_addr = -4ull);
 	REJECT_INFO(HWERR_INFO_MEMORY, hwerr_info_memory, p->phys_len = 8; p->pad = 1);
 	REJECT_INFO(HWERR_INFO_GUEST, hwerr_info_guest, p->tgid = 0);
-	REJECT_INFO(HWERR_INFO_GUEST, hwerr_info_guest, p->tgid = 1; p->flags = HWERR_GUEST_STOPPED);
+	REJECT_INFO(HWERR_INFO_GUEST, hwerr_info_guest,
+		    p->tgid = 1; p->flags = HWERR_GUEST_STOPPED);
 	REJECT_INFO(HWERR_INFO_GUEST, hwerr_info_guest, p->tgid = 1; p->pad = 1);
 	REJECT_INFO(HWERR_INFO_GUEST, hwerr_info_guest,
 		    p->tgid = 1; memset(p->comm, 'x', sizeof(p->comm)));
@@ -876,7 +879,8 @@ static void t_write_rejects(void)
 	REJECT_INFO(HWERR_INFO_TASK, hwerr_info_task, p->tgid = 1; p->flags = 2);
 	REJECT_INFO(HWERR_INFO_CPER, hwerr_info_cper, p->data_len = 8);
 	REJECT_INFO(HWERR_INFO_CPER, hwerr_info_cper, p->data_len = 0xfffffff9);
-	REJECT_INFO(HWERR_INFO_CPER, hwerr_info_cper, memset(p->fru_text, 'x', sizeof(p->fru_text)));
+	REJECT_INFO(HWERR_INFO_CPER, hwerr_info_cper,
+		    memset(p->fru_text, 'x', sizeof(p->fru_text)));
 	REJECT_INFO(HWERR_INFO_CPER, hwerr_info_cper, p->flags = 4);
 	FAILS(write(fd, bad, sizeof(struct hwerr_record)), EFAULT);
 	CHECK(!readable(fd) && stats(fd).records == before);

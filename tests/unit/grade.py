@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 VAL, OVER, UC, EN, MISCV, ADDRV, PCC, S, AR = (1 << n for n in range(63, 54, -1))
 DEFERRED = 1 << 44
@@ -34,7 +35,7 @@ class Rule:
     exception: bool | None = None
 
 
-def _set(bits: int) -> dict[str, int]:
+def _set(bits: int) -> dict[str, Any]:
     return {"mask": bits, "result": bits}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pickle
 import struct
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -43,7 +44,7 @@ def parse_or_error(data: bytes) -> list[h.Event] | None:
 
 
 @given(st.lists(infos, max_size=5), heads)
-def test_what_is_built_is_what_is_parsed(parts: list[h.Info], head: dict) -> None:
+def test_what_is_built_is_what_is_parsed(parts: list[h.Info], head: dict[str, Any]) -> None:
     event = h.Event.from_bytes(h.build(*parts, **head).raw)
     assert event.infos == tuple(parts)
     assert {name: getattr(event, name) for name in head} == head
@@ -116,7 +117,9 @@ def test_a_wrong_length_is_told_with_its_offset(at: int, form: str, value: int, 
 def test_cper_data_beyond_its_info_is_an_error() -> None:
     event = h.build(h.Cper(UUID(int=5), data=b"abc"), severity=h.Severity.FATAL)
     at = HEAD + offset("data_len", "hwerr_info_cper")
-    assert h.parse(patched(event, at, "I", 8))[0].cper.data == b"abc" + bytes(5)
+    (cper,) = h.parse(patched(event, at, "I", 8))[0].infos
+    assert isinstance(cper, h.Cper)
+    assert cper.data == b"abc" + bytes(5)
     with pytest.raises(h.RecordError):
         h.parse(patched(event, at, "I", 9))
 
@@ -170,6 +173,7 @@ def test_a_text_is_cut_between_characters() -> None:
     event = h.build(h.Task(1, comm="é" * 20), text="x" * 5000, severity=h.Severity.INFO)
     assert event.tasks[0].comm == "é" * 7
     assert len(event.raw) == h.RECORD_MAX
+    assert event.text is not None
     assert set(event.text) == {"x"}
     assert h.Flags.INFO_TRUNCATED in event.flags
     assert h.build(text="short", severity=h.Severity.INFO).flags == 0

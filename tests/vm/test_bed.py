@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from testbed import inject, pagemap, vfio
@@ -70,7 +71,7 @@ def test_guest_memory_is_where_qemu_and_pagemap_say(backing: str) -> None:
 
 @pytest.mark.amd
 def test_two_guests_with_one_file_share_its_pages() -> None:
-    config = {"mem": 16 << 20, "backing": "file", "path": "/dev/shm/both"}
+    config: dict[str, Any] = {"mem": 16 << 20, "backing": "file", "path": "/dev/shm/both"}
     with Guest.start(GuestConfig(name="a", **config)) as a, Guest.start(GuestConfig(name="b", **config)) as b:
         assert a.pid != b.pid
         assert a.gpa2hpa(0x200000) == b.gpa2hpa(0x200000)

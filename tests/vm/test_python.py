@@ -212,7 +212,7 @@ def test_positions(publisher: h.Device) -> None:
         with h.open(since=first + 3) as reader:
             assert [e.seq for e in reader.drain()] == [first + 3, first + 4]
         for since in ("oldest", "boot"):
-            with h.open(since=since) as reader:  # type: ignore[arg-type]
+            with h.open(since=since) as reader:
                 assert reader.info().oldest_seq == reader.read(timeout=0)[0].seq
         following = mark.info().next_seq
         with h.open(since=following) as reader:
@@ -304,7 +304,7 @@ def test_no_file_is_left_open_by_an_error() -> None:
         {"path": "/dev/null"},
     ):
         with pytest.raises((ValueError, OSError)):
-            h.open(**arguments)  # type: ignore[arg-type]
+            h.open(**arguments)
     assert os.listdir("/proc/self/fd") == before
 
 

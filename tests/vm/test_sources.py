@@ -9,7 +9,7 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -430,8 +430,8 @@ def test_edac(watch: Watch, kind: str, number: int, severity: Severity) -> None:
     with Victim() as victim:
         msg = f"case {next(_serial)}"
         inject.edac(
-            kind, mc=mc, layers=layers, page=victim.memory.pfn, offset=0x1C0, grain=64, syndrome=0xBEEF + number,
-            count=3, msg=msg,
+            kind, mc=mc, layers=layers, page=victim.memory.pfn, offset=0x1C0, grain=64,
+            syndrome=0xBEEF + number, count=3, msg=msg,
         )  # fmt: skip
         event = watch.one(lambda e: e.text == msg)
         assert (event.source, event.component) == (Source.EDAC, Component.MEMORY)
@@ -523,10 +523,9 @@ def test_calls_without_a_result_leave_nothing_behind(watch: Watch) -> None:
         memory_failure(watch, victim.memory.pfn)
         _, _, dropped = watch.totals()
         for _ in range(100):
-            try:
+            # Already poisoned: some kernels say so.
+            with suppress(TestbedError):
                 inject.hwpoison(victim.memory.pfn)
-            except TestbedError:
-                pass  # already poisoned: some kernels say so
     test_madvise(watch)
     assert watch.totals()[2] == dropped
 
@@ -590,6 +589,10 @@ def test_extlog_without_an_address(watch: Watch) -> None:
     assert event.flags & Flags.OWNERS_UNKNOWN
 
 
+def firmware_section(text: str, section: UUID) -> Callable[[Event], bool]:
+    return lambda e: e.cper is not None and (e.cper.fru_text, e.cper.section) == (text, section)
+
+
 @pytest.mark.parametrize(
     ("name", "number", "severity"),
     [
@@ -607,12 +610,7 @@ def test_non_standard(watch: Watch, name: str, number: int, severity: Severity) 
         ("71761d37-32b2-45cd-a7d0-b0fedd93e8cf", Component.IO),
     ):
         inject.non_standard(name, section, data, fru="01020304-0506-0708-090a-0b0c0d0e0f10", text=text)
-        wanted = UUID(section)
-        event = watch.one(
-            lambda e, wanted=wanted: (
-                e.cper is not None and (e.cper.fru_text, e.cper.section) == (text, wanted)
-            )
-        )
+        event = watch.one(firmware_section(text, UUID(section)))
         assert (event.source, event.component) == (Source.CPER, component)
         assert (event.severity, event.raw_severity) == (severity, number)
         assert event.cper is not None

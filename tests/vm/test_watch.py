@@ -66,7 +66,7 @@ def watch(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) ->
         try:
             status = cli.hwerr_watch()
         except SystemExit as end:
-            status = end.code
+            status = int(end.code or 0)
         return Done(status, *capfd.readouterr())
 
     return run
@@ -75,7 +75,7 @@ def watch(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) ->
 def spawn(*argv: object, **more: Any) -> Done:
     """Runs it as a process to its end. No traceback, whatever happens."""
     environment = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "FORCE_COLOR")}
-    given = {
+    given: dict[str, Any] = {
         "stdout": subprocess.PIPE,
         "stderr": subprocess.PIPE,
         "text": True,
