@@ -16,8 +16,9 @@
  * interrupt. KVM looks at requests after it has said that it enters the guest
  * (vcpu->mode) and with interrupts off, so a vCPU that is seen outside the guest
  * once after the request was made does not run another instruction of it before
- * KVM_RUN has returned EIO. One that halted stays asleep, until it would run. kvm_make_all_cpus_request() would do the same; it is
- * KVM's own in some kernels, and a reference to its module would be needed.
+ * KVM_RUN has returned EIO. One that halted stays asleep, until it would run.
+ * kvm_make_all_cpus_request() would do the same; it is KVM's own in some
+ * kernels, and a reference to its module would be needed.
  */
 #include <linux/file.h>
 #include <linux/fs.h>
@@ -122,6 +123,7 @@ unsigned int hwerr_kvm_stopped(struct hwerr_vm_search *s)
 		struct kvm *kvm = s->stops[i]->private_data;
 
 		kvm_for_each_vcpu(n, vcpu, kvm) {
+			/* Nothing below is done before the guest was left. */
 			while (smp_load_acquire(&vcpu->mode) == IN_GUEST_MODE &&
 			       ktime_get_mono_fast_ns() < until)
 				cpu_relax();

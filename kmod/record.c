@@ -143,6 +143,7 @@ void hwerr_draft_put(struct hwerr_draft *d)
 	/* Never the last reference: the device is bound or being reported. */
 	pci_dev_put(d->pdev);
 	d->pdev = NULL;
+	/* Pairs with the exchange in pool_get(): whoever gets it has it alone. */
 	smp_mb__before_atomic();
 	atomic64_or(BIT_ULL(d - pool.drafts), &pool.free);
 }

@@ -855,7 +855,7 @@ static void t_write_rejects(void)
 	REJECT(n_ = 17 * HWERR_RECORD_MAX);
 
 #define REJECT_INFO(type, name, change) do {					\
-	__typeof__(struct name) *p;								\
+	struct name *p;								\
 	msg_init(&m, HWERR_SEV_FATAL, HWERR_SRC_USER);				\
 	p = msg_info(&m, type, sizeof(*p));					\
 	{ change; }								\
