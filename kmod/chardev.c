@@ -80,6 +80,7 @@ static ssize_t hwerr_read(struct file *file, char __user *buf, size_t count, lof
 	struct hwerr_reader *r = file->private_data;
 	ssize_t n;
 	u64 seen;
+	u32 turns;
 	int err;
 
 	if (count < sizeof(struct hwerr_record))
@@ -87,6 +88,7 @@ static ssize_t hwerr_read(struct file *file, char __user *buf, size_t count, lof
 	for (;;) {
 		/* Before the look, so that what comes after it ends the wait. */
 		seen = hwerr_ring_version();
+		turns = READ_ONCE(r->turns);
 		if (mutex_lock_interruptible(&r->lock))
 			return -ERESTARTSYS;
 		n = read_records(r, buf, count);
@@ -96,7 +98,8 @@ static ssize_t hwerr_read(struct file *file, char __user *buf, size_t count, lof
 		if (file->f_flags & O_NONBLOCK)
 			return -EAGAIN;
 		err = wait_event_interruptible(hwerr_waitq,
-					       hwerr_ring_version() != seen);
+					       hwerr_ring_version() != seen ||
+					       READ_ONCE(r->turns) != turns);
 		if (err)
 			return err;
 	}
@@ -306,6 +309,13 @@ static int seek_check(const struct hwerr_ioc_seek *s)
 	return s->seq && s->seq <= hwerr_ring_version() ? 0 : -EINVAL;
 }
 
+/* Reader's lock held. A waiting read() of the same file looks again, and so does poll(). */
+static void turned(struct hwerr_reader *r)
+{
+	WRITE_ONCE(r->turns, r->turns + 1);
+	wake_up_interruptible_poll(&hwerr_waitq, EPOLLIN | EPOLLRDNORM);
+}
+
 static long hwerr_ioctl(struct file *file, unsigned int cmd, unsigned long val)
 {
 	struct hwerr_reader *r = file->private_data;
@@ -344,9 +354,9 @@ static long hwerr_ioctl(struct file *file, unsigned int cmd, unsigned long val)
 			return err;
 		mutex_lock(&r->lock);
 		err = hwerr_reader_filter(r, &u.filter);
+		if (!err)
+			turned(r);
 		mutex_unlock(&r->lock);
-		if (!err)	/* a waiting read() looks again */
-			wake_up_interruptible_poll(&hwerr_waitq, EPOLLIN | EPOLLRDNORM);
 		return err;
 	case HWERR_IOC_SEEK & ~IOCSIZE_MASK:
 		err = get_arg(&u.seek, sizeof(u.seek), SEEK_SIZE_V1, cmd, arg);
@@ -356,8 +366,8 @@ static long hwerr_ioctl(struct file *file, unsigned int cmd, unsigned long val)
 			return err;
 		mutex_lock(&r->lock);
 		hwerr_reader_start(r, u.seek.whence, u.seek.seq);
+		turned(r);
 		mutex_unlock(&r->lock);
-		wake_up_interruptible_poll(&hwerr_waitq, EPOLLIN | EPOLLRDNORM);
 		return 0;
 	case HWERR_IOC_GUARD & ~IOCSIZE_MASK:
 		err = get_arg(&u.guard, sizeof(u.guard), GUARD_SIZE_V1, cmd, arg);

@@ -43,6 +43,8 @@ struct hwerr_audience {
  * @pending: lost, not yet told
  * @lost: lost, ever
  * @read: given, ever
+ * @turns: changes of the filter and the cursor by ioctl; read without the lock
+ *	by a read() that waits
  * @filter: what it wants
  * @scope: HWERR_SCOPE_*; constant
  * @tgid: opener's process; constant
@@ -59,6 +61,7 @@ struct hwerr_reader {
 	u64 pending;
 	u64 lost;
 	u64 read;
+	u32 turns;
 	struct hwerr_ioc_filter filter;
 	u32 scope;
 	s32 tgid;

@@ -300,6 +300,65 @@ static void t_blocking_read(void)
 	pthread_join(t, NULL);
 }
 
+static int sleeping_tid;
+
+static void *read_one(void *fd)
+{
+	__atomic_store_n(&sleeping_tid, syscall(SYS_gettid), __ATOMIC_RELEASE);
+	CHECK(text_number(get((intptr_t)fd)) == 98);
+	return NULL;
+}
+
+static void await_sleep(void)
+{
+	char path[64], line[512];
+	FILE *f;
+	int tid;
+
+	do {
+		tid = __atomic_load_n(&sleeping_tid, __ATOMIC_ACQUIRE);
+		snprintf(path, sizeof(path), "/proc/self/task/%d/stat", tid);
+		f = tid ? fopen(path, "r") : NULL;
+		line[0] = '\0';
+		if (f) {
+			CHECK(fgets(line, sizeof(line), f));
+			fclose(f);
+		}
+	} while (!strstr(line, ") S "));
+}
+
+static void t_seek_ends_wait(void)
+{
+	int fd = dev_open(0), w = dev_open(0);
+	struct hwerr_ioc_seek s = { .whence = HWERR_SEEK_SEQ };
+	pthread_t t;
+
+	s.seq = info(w).next_seq;
+	put_number(w, HWERR_SEV_FATAL, 98);
+	CHECK(text_number(get(fd)) == 98);
+	CHECK(!pthread_create(&t, NULL, read_one, (void *)(intptr_t)fd));
+	alarm(30);
+	await_sleep();
+	CHECK(!ioctl(fd, HWERR_IOC_SEEK, &s));
+	pthread_join(t, NULL);
+}
+
+static void t_filter_ends_wait(void)
+{
+	int fd = dev_open(0), w = dev_open(0);
+	pthread_t t;
+
+	filter_full(fd, 1 << HWERR_SEV_INFO, 0, 0);
+	put_number(w, HWERR_SEV_FATAL, 98);
+	CHECK(!pthread_create(&t, NULL, read_one, (void *)(intptr_t)fd));
+	alarm(30);
+	await_sleep();
+	/* The thread may have stepped over the record: a filter is for what is not yet read. */
+	filter_full(fd, 0, 0, 0);
+	put_number(w, HWERR_SEV_FATAL, 98);
+	pthread_join(t, NULL);
+}
+
 static void t_signal_ends_wait(void)
 {
 	int fd = dev_open(0), status;
@@ -668,6 +727,7 @@ static void t_ioctl_sizes(void)
 		{ HWERR_IOC_GET_FILTER, sizeof(struct hwerr_ioc_filter), false },
 		{ HWERR_IOC_SET_FILTER, sizeof(struct hwerr_ioc_filter), true },
 		{ HWERR_IOC_SEEK, sizeof(struct hwerr_ioc_seek), true },
+		{ HWERR_IOC_GUARDS, sizeof(struct hwerr_ioc_guards), true },
 	};
 	int fd = dev_open(0);
 	unsigned int i, k;
@@ -691,6 +751,45 @@ static void t_ioctl_sizes(void)
 			CHECK(buf[c[i].size + 64] == 0xa5);
 		}
 	}
+}
+
+static void t_guard_sizes(void)
+{
+	struct { struct hwerr_ioc_guard g; char more[64]; } g = { 0 };
+	struct { struct hwerr_ioc_stop s; char more[64]; } s = { 0 };
+	int fd = dev_open(0), me = syscall(SYS_pidfd_open, getpid(), 0);
+
+	CHECK(me >= 0);
+	g.g.pidfd = s.s.pidfd = me;
+	g.g.severity = HWERR_SEV_FATAL;
+	FAILS(ioctl(fd, SIZED(HWERR_IOC_GUARD, sizeof(g.g) - 8), &g), EINVAL);
+	FAILS(ioctl(fd, SIZED(HWERR_IOC_STOP, sizeof(s.s) - 8), &s), EINVAL);
+	FAILS(ioctl(fd, HWERR_IOC_GUARD, bad), EFAULT);
+	FAILS(ioctl(fd, HWERR_IOC_STOP, bad), EFAULT);
+	CHECK(!ioctl(fd, SIZED(HWERR_IOC_GUARD, sizeof(g)), &g));
+	FAILS(ioctl(fd, SIZED(HWERR_IOC_STOP, sizeof(s)), &s), ENXIO);
+	g.more[63] = s.more[63] = 1;
+	FAILS(ioctl(fd, SIZED(HWERR_IOC_GUARD, sizeof(g)), &g), E2BIG);
+	FAILS(ioctl(fd, SIZED(HWERR_IOC_STOP, sizeof(s)), &s), E2BIG);
+}
+
+/* The list is behind a pointer of 64 bits, for 32-bit callers too. */
+static void t_guard_list(void)
+{
+	struct hwerr_guard_entry e[2] = { 0 };
+	struct hwerr_ioc_guards l = { .entries = (uintptr_t)e, .count = 1 };
+	int fd = dev_open(0), me = syscall(SYS_pidfd_open, getpid(), 0);
+	struct hwerr_ioc_guard g = { .pidfd = me, .severity = HWERR_SEV_DEFERRED };
+
+	CHECK(!ioctl(fd, HWERR_IOC_GUARDS, &l) && l.count == 0);
+	CHECK(!ioctl(fd, HWERR_IOC_GUARD, &g));
+	l.count = 0;
+	CHECK(!ioctl(fd, HWERR_IOC_GUARDS, &l) && l.count == 1 && !e[0].tgid);
+	CHECK(!ioctl(fd, HWERR_IOC_GUARDS, &l) && l.count == 1);
+	CHECK(e[0].tgid == getpid() && e[0].severity == HWERR_SEV_DEFERRED && e[0].start_ns);
+	CHECK(!e[0].flags && !e[0].stops && !e[0].stopped_ns && !e[1].tgid);
+	l.entries = (uintptr_t)bad;
+	FAILS(ioctl(fd, HWERR_IOC_GUARDS, &l), EFAULT);
 }
 
 static void t_ioctl_values(void)
@@ -1011,11 +1110,11 @@ static void t_rmmod_refused(void)
 static const struct { const char *name; void (*fn)(void); } tests[] = {
 #define T(name) { #name, t_##name }
 	T(nonblock), T(short_buffer), T(bad_pointer), T(whole_records), T(blocking_read),
-	T(signal_ends_wait), T(not_seekable), T(poll), T(poll_filter), T(epoll_edge),
+	T(seek_ends_wait), T(filter_ends_wait), T(signal_ends_wait), T(not_seekable), T(poll), T(poll_filter), T(epoll_edge),
 	T(two_readers), T(dup_fork), T(history), T(overflow_exact),
 	T(first_after_gap_tells), T(loss_by_filter), T(seek_counts_evicted),
 	T(storm_16_readers), T(corrected_never_evicts), T(coalesced),
-	T(ioctl_unknown), T(ioctl_sizes), T(ioctl_values), T(info_stats),
+	T(ioctl_unknown), T(ioctl_sizes), T(guard_sizes), T(guard_list), T(ioctl_values), T(info_stats),
 	T(write_marks), T(write_many), T(write_rejects), T(write_largest),
 	T(scope_unprivileged), T(scope_stays_with_opener), T(rmmod_refused),
 };
