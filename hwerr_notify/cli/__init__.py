@@ -78,3 +78,8 @@ def run(prog: str, module: str) -> int:
 def hwerr_watch() -> int:
     """Entry point of hwerr-watch."""
     return run("hwerr-watch", ".watch")
+
+
+def hwerr_guard() -> int:
+    """Entry point of hwerr-guard."""
+    return run("hwerr-guard", ".guard")

@@ -1,0 +1,735 @@
+# SPDX-License-Identifier: MIT
+"""The daemon: finds VMs, reads events, freezes, tells.
+
+It sleeps until something happens: a record, a monitor's event, a socket that appears, a
+process that ends, a client. Whatever it does with one VM is one task, so a monitor that
+hangs holds up nobody else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import glob
+import logging
+import os
+import signal
+import time
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from .. import device as hwerr
+from ..aio import Watch
+from ..enums import Severity
+from ..event import Event
+from ..jsonform import boot_id
+from . import decide
+from .control import Control
+from .errors import Fault, GuardError, MonitorError
+from .front import Front
+from .inotify import DirectoryWatch
+from .kernel import KernelGuard, KernelStop
+from .metrics import Metrics
+from .monitor import Monitor, QmpMonitor
+from .notify import notify, watchdog_interval
+from .policy import Policy, VmPolicy
+from .process import Process
+from .seal import Sealer
+from .steps import Steps, fault_point
+from .store import Incident, Step, Store
+from .tell import Teller
+from .vm import Machine, Vm, identity, look
+
+__all__ = ["Guard"]
+
+log = logging.getLogger("hwerr-guard")
+
+# A monitor that cannot be had is asked again after so many seconds, first and at most.
+_RETRY_FIRST, _RETRY_MOST = 0.05, 60.0
+
+# How long the first try at all monitors may hold up the start, seconds.
+_FIRST_TRY = 5.0
+
+# Events that a subscriber may be behind with before it is cut off.
+_BACKLOG = 1024
+
+
+class Guard:
+    """All of it. `run()` returns after SIGTERM or SIGINT."""
+
+    def __init__(self, policy: Policy, device: str) -> None:
+        self.policy = policy
+        self.device_path = device
+        self.store = Store(policy.state_dir)
+        self.sealer = Sealer()
+        self.teller = Teller(policy)
+        self.metrics = Metrics(self)
+        self.corrected = decide.Corrected()
+        self.device: hwerr.Device | None = None
+        self.kernel = KernelGuard(None)
+        self.steps = Steps(policy, self.store, self.kernel, self.sealer, self._release_hooks)
+        self.vms: dict[tuple[int, int], Vm] = {}
+        self.incidents: dict[str, Incident] = {}
+        self.damaged: list[str] = []
+        self.unreachable: dict[str, str] = {}
+        self.fronts: dict[tuple[int, int], Front] = {}
+        self.subscribers: set[asyncio.Queue[dict[str, Any] | None]] = set()
+        self.lost = 0
+        self._sockets: dict[str, asyncio.Task[None]] = {}
+        self._tried: dict[str, asyncio.Event] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._libvirts: list[Any] = []
+
+    # -- life ------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """GuardError if it cannot begin; what goes wrong later is told, and it goes on."""
+        self._prepare()
+        control = Control(self, self.policy.run_dir / "control")
+        await control.start()
+        watch = DirectoryWatch(self._scan)
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        try:
+            await self._first_look(watch)
+            self.spawn(self._read_events())
+            self.spawn(self._watchdog())
+            await self.metrics.start()
+            notify("READY=1")
+            log.info("guarding %d VMs", len(self.vms))
+            await stop.wait()
+        finally:
+            notify("STOPPING=1")
+            watch.close()
+            await self.metrics.close()
+            await control.close()
+            await self._end()
+
+    def _prepare(self) -> None:
+        self.store.prepare()
+        try:
+            self.policy.run_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise GuardError(f"{self.policy.run_dir}: {error.strerror}: name a writable run_dir") from None
+        try:
+            self.device = hwerr.open(self.device_path, names=False)
+            if self.device.info().scope != "all":
+                raise GuardError(f"{self.device_path}: not permitted: run as root (CAP_SYS_ADMIN)")
+        except OSError as error:
+            log.warning("%s: %s: no hardware errors will be seen", self.device_path, error.strerror)
+            self.device = None
+        self.kernel = self.steps.kernel = KernelGuard(self.device)
+        if reason := self.kernel.missing():
+            log.warning("VMs are stopped through QEMU, not in the event path: %s", reason)
+        self.sealer.open()
+        if self.sealer.why_weaker:
+            log.warning("weaker seal, the cgroup freezer: %s", self.sealer.why_weaker)
+
+    async def _end(self) -> None:
+        for task in [*self._tasks, *self._sockets.values()]:
+            task.cancel()
+        await asyncio.gather(*self._tasks, *self._sockets.values(), return_exceptions=True)
+        for front in self.fronts.values():
+            await front.close()
+        for libvirt in self._libvirts:
+            libvirt.close()
+        for vm in self.vms.values():
+            if vm.monitor is not None:
+                await vm.monitor.aclose()
+        self.sealer.close()
+        if self.device is not None:
+            self.device.close()
+
+    def spawn(self, job: Any) -> asyncio.Task[Any]:
+        """A task that is cancelled at the end, and whose failure is logged."""
+        task = asyncio.create_task(job)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a task failed: %r", error, exc_info=error)
+
+    async def _watchdog(self) -> None:
+        interval = watchdog_interval()
+        while interval:
+            notify("WATCHDOG=1")
+            await asyncio.sleep(interval)
+
+    # -- finding VMs -------------------------------------------------------------
+
+    async def _first_look(self, watch: DirectoryWatch) -> None:
+        """What there is, then what an earlier run of the daemon left to do."""
+        for policy in self.policy.vms:
+            if policy.qmp is not None:
+                watch.add(_fixed_part(policy.qmp))
+        self._watch = watch
+        self._load_incidents()
+        self._scan()
+        if any(policy.libvirt for policy in self.policy.vms):
+            from .libvirt import Libvirt
+
+            for uri in {p.libvirt for p in self.policy.vms if p.libvirt}:
+                libvirt = Libvirt(uri, self)
+                self._libvirts.append(libvirt)
+                self.spawn(libvirt.run())
+        # The first try at each socket; a monitor that hangs is not waited for.
+        first = [asyncio.create_task(tried.wait()) for tried in self._tried.values()]
+        if first:
+            await asyncio.wait(first, timeout=_FIRST_TRY)
+        for task in first:
+            task.cancel()
+        for incident in list(self.incidents.values()):
+            self._take_up(incident)
+        for vm in list(self.vms.values()):
+            self._stopped_while_away(vm)
+
+    def _scan(self) -> None:
+        """A task for each socket that matches and has none."""
+        for policy in self.policy.vms:
+            if policy.qmp is None:
+                continue
+            self._watch.add(_fixed_part(policy.qmp))
+            for path in glob.glob(policy.qmp):
+                if path not in self._sockets:
+                    self._tried[path] = asyncio.Event()
+                    task = self._sockets[path] = self.spawn(self._serve_socket(path))
+                    task.add_done_callback(lambda _, path=path: self._forget_socket(path))  # type: ignore[misc]
+
+    def _forget_socket(self, path: str) -> None:
+        self._tried.pop(path).set()
+        self._sockets.pop(path, None)
+        self.unreachable.pop(path, None)
+
+    async def _serve_socket(self, path: str) -> None:
+        """Keeps a monitor connected as long as its socket exists."""
+        wait = _RETRY_FIRST
+        while Path(path).exists():
+            try:
+                vm = await self._connect(path)
+            except (MonitorError, ProcessLookupError) as error:
+                self.unreachable[path] = str(error)
+                self._tried[path].set()
+                await asyncio.sleep(wait)
+                wait = min(2 * wait, _RETRY_MOST)
+                continue
+            wait = _RETRY_FIRST
+            self.unreachable.pop(path, None)
+            self._tried[path].set()
+            if vm is None:
+                return
+            assert vm.monitor is not None
+            await vm.monitor.closed.wait()
+            vm.changed.set()
+
+    async def _connect(self, path: str) -> Vm | None:
+        """The VM behind a socket, None if the policy wants none of it."""
+        found: list[Vm] = []
+        early: list[dict[str, Any]] = []
+
+        def on_event(event: dict[str, Any]) -> None:
+            if found:
+                self.monitor_event(found[0], event)
+            else:
+                early.append(event)
+
+        monitor = await QmpMonitor.connect(Path(path), on_event)
+        try:
+            name, uuid = await identity(monitor)
+            name = name or Path(path).stem
+            policy = next(
+                (p for p in self.policy.vms if p.qmp and p.matches(name) and path in glob.glob(p.qmp)), None
+            )
+            if policy is None:
+                await monitor.aclose()
+                return None
+            vm = await self.add(name, uuid, monitor.pid, policy, path, monitor)
+        except BaseException:
+            await monitor.aclose()
+            raise
+        found.append(vm)
+        for event in early:
+            self.monitor_event(vm, event)
+        return vm
+
+    async def add(
+        self, name: str, uuid: str | None, pid: int, policy: VmPolicy, where: str, monitor: Monitor
+    ) -> Vm:
+        """A VM whose monitor has just been connected: new, or one that lost its monitor."""
+        process = Process.open(pid)
+        known = self.vms.get((process.pid, process.start_ticks))
+        if known is not None:
+            process.close()
+            vm = known
+            old, vm.monitor = vm.monitor, monitor
+            if old is not None and old is not monitor:
+                await old.aclose()
+            vm.where = where
+        else:
+            vm = Vm(name, uuid, process, policy, where, monitor)
+            self._adopt(vm)
+        vm.policy = policy
+        if vm.incident is None:
+            vm.machine = await look(monitor, vm.process)
+            severity = policy.freeze_severity
+            if severity is None or policy.freeze_kinds or "hardware" not in policy.freeze_on:
+                vm.armed = "the policy is not one that the kernel could follow"
+            else:
+                vm.armed = self.kernel.arm(vm.process, severity)
+        if policy.front and vm.key not in self.fronts:
+            front = Front(vm, self.policy.run_dir / "front", self)
+            await front.start()
+            self.fronts[vm.key] = front
+        log.info("VM %s (process %d): guarded", vm.name, vm.process.pid)
+        # What happened before anybody listened.
+        status = await vm.status()
+        if vm.incident is None and status in ("internal-error", "guest-panicked", "io-error"):
+            self._found_stopped(vm, status)
+        return vm
+
+    def _adopt(self, vm: Vm) -> None:
+        self.vms[vm.key] = vm
+        asyncio.get_running_loop().add_reader(vm.process.pidfd, self._process_ended, vm)
+
+    def _process_ended(self, vm: Vm) -> None:
+        asyncio.get_running_loop().remove_reader(vm.process.pidfd)
+        vm.changed.set()
+        self.spawn(self._after_end(vm))
+
+    async def _after_end(self, vm: Vm) -> None:
+        self.vms.pop(vm.key, None)
+        if vm.work is not None and not vm.work.done():
+            await asyncio.wait([vm.work], timeout=sum(self.policy.limits.values()))
+        if front := self.fronts.pop(vm.key, None):
+            await front.close()
+        if vm.monitor is not None:
+            await vm.monitor.aclose()
+        self.teller.unmark("frozen", vm.name)
+        self.teller.unmark("degraded", vm.name)
+        incident = self.incidents.get(vm.incident or "")
+        if incident is not None and incident.open:
+            note = "QEMU ended without `clear`; its memory is lost unless it was dumped"
+            incident = await self._put(replace(incident, state="gone", notes=(*incident.notes, note)))
+            await self._tell("gone", vm, incident)
+        self.sealer.release(vm.process)
+        vm.process.close()
+        log.info("VM %s: its process has ended", vm.name)
+
+    # -- after a restart -----------------------------------------------------------
+
+    def _load_incidents(self) -> None:
+        for found in self.store.all():
+            if isinstance(found, GuardError):
+                log.error("%s", found)
+                self.damaged.append(str(found))
+                continue
+            self.incidents[found.id] = found
+            if not found.open or found.boot_id != boot_id():
+                continue
+            with suppress(ProcessLookupError):
+                process = Process.open(found.pid, found.start_ticks)
+                policy = self.policy.vm(found.vm) or VmPolicy(qmp=found.monitor)
+                vm = Vm(found.vm, found.uuid, process, policy, found.monitor, incident=found.id)
+                vm.machine = Machine.from_json(found.machine)
+                self._adopt(vm)
+
+    def _take_up(self, incident: Incident) -> None:
+        """Goes on with an incident of an earlier run."""
+        if not incident.open:
+            return
+        vm = next((v for v in self.vms.values() if v.incident == incident.id), None)
+        if vm is None:
+            note = "when hwerr-guard started, its process was gone"
+            self.spawn(self._put(replace(incident, state="gone", notes=(*incident.notes, note))))
+        elif incident.state != "failed":
+            self._work(vm, incident)
+
+    def _stopped_while_away(self, vm: Vm) -> None:
+        """The kernel's guard may have stopped it while nobody read the file."""
+        if vm.incident is None and (at := self.kernel.stopped_ns(vm.process)) is not None:
+            cause = self._find_record(vm) or {
+                "message": "the kernel's guard stopped it; the record is not held"
+            }
+            self.begin(vm, {**cause, "layer": "hardware", "stopped": True, "stopped_mono_ns": at})
+
+    def _find_record(self, vm: Vm) -> dict[str, Any] | None:
+        try:
+            with hwerr.open(self.device_path, pid=vm.process.pid, since="boot", names=False) as device:
+                hits = [
+                    e for e in device.drain() if any(vm.process.is_of(g.pid, g.start_ns) for g in e.guests)
+                ]
+        except OSError:
+            return None
+        stopped = [e for e in hits if any(g.stopped for g in e.guests)] or hits
+        return stopped[-1].to_json() if stopped else None
+
+    # -- events ----------------------------------------------------------------------
+
+    def _least(self) -> Severity:
+        least = Severity.FATAL
+        for vm in self.policy.vms:
+            wanted = [vm.tell_severity, Severity.RECOVERABLE, vm.freeze_severity or Severity.FATAL]
+            wanted += [Severity.CORRECTED] if vm.degraded else []
+            least = min(least, *wanted)
+        return least
+
+    async def _read_events(self) -> None:
+        if self.device is None:
+            return
+        with hwerr.open(self.device_path, severity=self._least(), names=False) as device:
+            async for event in Watch(device):
+                self.lost += event.lost
+                self.metrics.count(event)
+                try:
+                    self._event(event)
+                except Exception:
+                    log.exception("record %d", event.seq)
+
+    def _event(self, event: Event) -> None:
+        seen: set[tuple[int, int]] = set()
+        for guest in event.guests:
+            vm = next((v for v in self.vms.values() if v.process.is_of(guest.pid, guest.start_ns)), None)
+            if vm is None:
+                continue
+            if (page := decide.poisoned(event, guest)) and (known := self.incidents.get(vm.incident or "")):
+                self.incidents[known.id] = replace(known, poison=(*known.poison, page))
+            if vm.key in seen:
+                continue
+            seen.add(vm.key)
+            what = decide.decide(event, guest, vm.policy)
+            if full := self.corrected.add(event, guest, vm.policy):
+                self._degraded(vm, full)
+            if what is None:
+                continue
+            form = event.to_json()
+            self.publish({"event": "HARDWARE_ERROR", "vm": vm.name, "error": form})
+            if front := self.fronts.get(vm.key):
+                front.hardware_error(event)
+            if what == "freeze":
+                pages = [p for g in event.guests if vm.process.is_of(g.pid, g.start_ns)
+                         if (p := decide.poisoned(event, g))]  # fmt: skip
+                self.begin(
+                    vm, {**form, "layer": decide.layer_of(event), "stopped": guest.stopped}, tuple(pages)
+                )
+            else:
+                self.spawn(self._tell("error", vm, None, error=form))
+
+    def _degraded(self, vm: Vm, full: decide.Exceeded) -> None:
+        text = f"{full.errors} corrected errors of {full.unit} within {full.threshold.within:g} s"
+        vm.degraded = text
+        log.warning("VM %s is degraded: %s", vm.name, text)
+        with suppress(Fault):
+            self.teller.mark("degraded", vm.name, {"vm": vm.name, "pid": vm.process.pid, "reason": text})
+        self.publish({"event": "DEGRADED", "vm": vm.name, "reason": text})
+        self.spawn(self._tell("degraded", vm, None, reason=text))
+
+    def monitor_event(self, vm: Vm, event: dict[str, Any]) -> None:
+        vm.changed.set()
+        if front := self.fronts.get(vm.key):
+            front.pass_on(event)
+        if vm.incident is not None:
+            return
+        if found := decide.of_qmp(event, vm.policy):
+            layer, text = found
+            self.begin(vm, {"layer": layer, "message": text, "qmp": event})
+        elif event.get("event") == "STOP":
+            self.spawn(self._why_stopped(vm))
+
+    async def _why_stopped(self, vm: Vm) -> None:
+        with suppress(MonitorError):
+            status = await vm.status()
+            # The record that says why comes first if there is one: the kernel wrote it before QEMU knew.
+            if vm.incident is None and status == "internal-error":
+                self._found_stopped(vm, status)
+
+    def _found_stopped(self, vm: Vm, status: str) -> None:
+        layer = {"internal-error": "kvm", "guest-panicked": "panic", "io-error": "block"}[status]
+        if status == "internal-error" and self.kernel.stopped_ns(vm.process) is not None:
+            self._stopped_while_away(vm)
+        elif layer in vm.policy.freeze_on:
+            self.begin(vm, {"layer": layer, "message": f"QEMU stopped the guest: {status}"})
+
+    # -- incidents ----------------------------------------------------------------------
+
+    def begin(self, vm: Vm, cause: dict[str, Any], poison: tuple[tuple[int, int, int], ...] = ()) -> Incident:
+        """A new incident of the VM, or its open one with another event; its work goes on by itself."""
+        known = self.incidents.get(vm.incident or "")
+        if known is not None and known.open:
+            known = replace(known, events=(*known.events, cause)[-64:])
+            self.incidents[known.id] = known
+            return known
+        if not cause.get("stopped"):
+            match self.kernel.stop(vm.process):
+                case KernelStop(mono_ns, _):
+                    cause = {**cause, "stopped": True, "stopped_mono_ns": mono_ns}
+        incident = Incident(
+            id=self.store.new_id(vm.name),
+            boot_id=boot_id() or "",
+            vm=vm.name,
+            uuid=vm.uuid,
+            pid=vm.process.pid,
+            start_ticks=vm.process.start_ticks,
+            monitor=vm.where,
+            cause=cause,
+            began_ns=time.time_ns(),
+            began_mono_ns=time.monotonic_ns(),
+            poison=poison,
+            machine=vm.machine.to_json(),
+        )
+        vm.incident = incident.id
+        self.incidents[incident.id] = incident
+        log.warning("VM %s: incident %s: %s", vm.name, incident.id, cause.get("message"))
+        self._work(vm, incident)
+        return incident
+
+    def retry(self, vm: Vm, incident: Incident) -> None:
+        """A failed freeze once more, from the step that failed; the seal always anew."""
+        steps = {n: s for n, s in incident.steps.items() if s.state != "failed" and n != "seal"}
+        incident = replace(incident, state="freezing", steps=steps)
+        self.incidents[incident.id] = incident
+        self._work(vm, incident)
+
+    def _work(self, vm: Vm, incident: Incident) -> None:
+        before = vm.work
+
+        async def work() -> None:
+            if before is not None and not before.done():
+                await asyncio.wait([before])
+            await self._through(vm, incident)
+
+        vm.work = self.spawn(work())
+
+    async def _put(self, incident: Incident) -> Incident:
+        """Takes over what was learnt meanwhile, saves, and shows it; a disk that refuses is a note."""
+        now = self.incidents.get(incident.id)
+        if now is not None and now is not incident:
+            incident = replace(incident, events=now.events, poison=now.poison)
+        self.incidents[incident.id] = incident
+        try:
+            await self.steps.save(incident)
+        except Fault as error:
+            log.error("incident %s: not on disk: %s", incident.id, error)
+        return incident
+
+    async def _through(self, vm: Vm, incident: Incident) -> None:
+        """All that is left to do for an incident."""
+        if incident.state in ("freezing", "failed"):
+            fault_point("begin")
+            try:
+                incident = await self.steps.save(replace(incident, state="freezing"))
+            except Fault as error:
+                now = time.time_ns()
+                incident = incident.with_step("record", Step("failed", now, now, str(error)))
+            fault_point("begun")
+            incident = await self.steps.freeze(vm, incident)
+        elif incident.state == "frozen":
+            incident = await self.steps.confirm(vm, incident)
+        self.incidents[incident.id] = incident = self._merged(incident)
+        if incident.state == "gone":
+            await self._tell("gone", vm, incident)
+            return
+        if incident.state != "frozen":
+            step = next((n for n, s in incident.steps.items() if s.state == "failed"), None)
+            why = incident.steps[step].detail if step else "; ".join(incident.notes)
+            log.error("VM %s is not frozen: %s: %s", vm.name, step or incident.state, why)
+            self.teller.unmark("frozen", vm.name)
+            if incident.state == "failed":
+                await self._tell("failed", vm, incident, step=step, reason=why)
+            return
+        await self._told(vm, incident)
+        incident = self.incidents[incident.id]
+        if self.policy.dump and not incident.done("keep"):
+            await self.dump(vm)
+
+    def _merged(self, incident: Incident) -> Incident:
+        now = self.incidents.get(incident.id, incident)
+        return replace(incident, events=now.events, poison=now.poison)
+
+    async def _told(self, vm: Vm, incident: Incident) -> None:
+        if incident.done("tell"):
+            # The marker is not on disk: it goes with the boot, and the process.
+            with suppress(Fault):
+                self.teller.mark("frozen", vm.name, self._facts(vm, incident))
+            return
+        began = time.time_ns()
+        fault_point("before-tell")
+        failed = []
+        facts = self._facts(vm, incident)
+        log.warning("VM %s is FROZEN (incident %s)", vm.name, incident.id)
+        try:
+            self.teller.mark("frozen", vm.name, facts)
+        except Fault as error:
+            failed.append(str(error))
+        if front := self.fronts.get(vm.key):
+            front.frozen(incident)
+        self.publish({"event": "GUEST_FROZEN", **facts})
+        fault_point("inside-tell")
+        try:
+            async with asyncio.timeout(self.policy.limits["tell"]):
+                failed += await self.teller.frozen(vm.name, incident.id, facts)
+        except TimeoutError:
+            failed.append(f"not done within {self.policy.limits['tell']:g} s")
+        for why in failed:
+            log.error("VM %s: telling: %s", vm.name, why)
+        step = Step("failed" if failed else "done", began, time.time_ns(), "; ".join(failed))
+        await self._put(incident.with_step("tell", step))
+        fault_point("after-tell")
+
+    async def dump(self, vm: Vm) -> Incident:
+        """Dumps a stopped VM's memory, by its incident's own record."""
+        incident = self.incidents[vm.incident or ""]
+        incident = await self._put(self._merged(await self.steps.keep(vm, incident)))
+        step = incident.steps["keep"]
+        log.info("VM %s: dump: %s", vm.name, step.detail)
+        if step.state == "done":
+            await self._tell("dumped", vm, incident)
+            await asyncio.to_thread(self._forget_old_dumps)
+        return incident
+
+    def _forget_old_dumps(self) -> None:
+        """Of cleared incidents only the newest keep their core."""
+        closed = [i for i in self.incidents.values() if not i.open and i.dump]
+        for incident in sorted(closed, key=lambda i: i.id, reverse=True)[self.policy.dump_retain :]:
+            assert incident.dump is not None
+            with suppress(OSError):
+                os.unlink(incident.dump["path"])
+
+    async def clear(self, incident_id: str) -> Incident:
+        """Ends the process, takes the seal back. GuardError."""
+        incident = self.incidents.get(incident_id)
+        if incident is None:
+            raise GuardError(f"there is no incident {incident_id}: `hwerr-guard status` lists them")
+        if not incident.open:
+            raise GuardError(f"incident {incident_id} is {incident.state} already")
+        vm = next((v for v in self.vms.values() if v.incident == incident_id), None)
+        if vm is not None and vm.work is not None and not vm.work.done():
+            raise GuardError(f"incident {incident_id} is being worked on: see `hwerr-guard status`")
+        incident = await self._put(replace(incident, state="cleared"))
+        if vm is not None:
+            vm.process.kill()
+            while vm.process.alive():
+                await vm.changed.wait()
+                vm.changed.clear()
+            for why in await self.teller.cleared(vm.name):
+                log.error("VM %s: telling: %s", vm.name, why)
+            await self._tell("cleared", vm, incident)
+        return incident
+
+    # -- telling --------------------------------------------------------------------------
+
+    def _facts(self, vm: Vm, incident: Incident) -> dict[str, Any]:
+        return {
+            "vm": vm.name,
+            "uuid": vm.uuid,
+            "pid": vm.process.pid,
+            "incident": incident.id,
+            "state": incident.state,
+            "cause": incident.cause,
+            "frozen_mono_ns": incident.frozen_mono_ns,
+            "weaker": bool(incident.steps["seal"].facts.get("weaker")) if "seal" in incident.steps else None,
+        }
+
+    async def _tell(self, occasion: str, vm: Vm, incident: Incident | None, **more: Any) -> None:
+        facts = self._facts(vm, incident) if incident else {"vm": vm.name, "uuid": vm.uuid}
+        if occasion not in ("error", "degraded"):
+            self.publish({"event": f"INCIDENT_{occasion.upper()}", **facts, **more})
+        for why in await self.teller.hooks(occasion, {**facts, **more}):
+            log.error("VM %s: telling: %s", vm.name, why)
+
+    async def _release_hooks(self, vm: Vm, incident: Incident) -> None:
+        if failed := await self.teller.hooks("release", self._facts(vm, incident)):
+            raise Fault("; ".join(failed))
+
+    def publish(self, event: dict[str, Any]) -> None:
+        """To everyone who follows; one that does not read is cut off."""
+        event = {"time_ns": time.time_ns(), **event}
+        for queue in list(self.subscribers):
+            try:
+                queue.put_nowait(event)
+            except asyncio.QueueFull:
+                self.subscribers.discard(queue)
+                queue.get_nowait()
+                queue.put_nowait(None)
+
+    def subscribe(self) -> asyncio.Queue[dict[str, Any] | None]:
+        """Events from now on; None is the end."""
+        queue: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue(_BACKLOG)
+        self.subscribers.add(queue)
+        return queue
+
+    def find(self, name: str) -> Vm:
+        """A VM by name, UUID or process number. GuardError if there is none or several."""
+        found = [v for v in self.vms.values() if name in (v.name, v.uuid, str(v.process.pid))]
+        if not found:
+            known = ", ".join(sorted(v.name for v in self.vms.values())) or "none"
+            raise GuardError(f"no VM {name} is guarded; there are: {known}")
+        if len(found) > 1:
+            pids = ", ".join(str(v.process.pid) for v in found)
+            raise GuardError(f"{len(found)} VMs are named {name}: name one by its process number: {pids}")
+        return found[0]
+
+    def state(self, vm: Vm) -> str:
+        """guarded, or its incident's state."""
+        incident = self.incidents.get(vm.incident or "")
+        return incident.state if incident is not None and incident.open else "guarded"
+
+    def status(self) -> dict[str, Any]:
+        """For `hwerr-guard status --json`. Asks nobody: it always answers."""
+        return {
+            "daemon": os.getpid(),
+            "policy": str(self.policy.path),
+            "kernel_guard": self.kernel.missing() or "ok",
+            "seal": self.sealer.why_weaker or "ok",
+            "lost": self.lost,
+            "vms": [self._vm_status(vm) for vm in sorted(self.vms.values(), key=lambda v: v.name)],
+            "incidents": [summary(i) for i in sorted(self.incidents.values(), key=lambda i: i.id)],
+            "unreachable": self.unreachable,
+            "damaged": self.damaged,
+        }
+
+    def _vm_status(self, vm: Vm) -> dict[str, Any]:
+        connected = vm.monitor is not None and not vm.monitor.closed.is_set()
+        return {
+            "name": vm.name,
+            "uuid": vm.uuid,
+            "pid": vm.process.pid,
+            "state": self.state(vm),
+            "stopped_by": "qemu" if vm.armed else "kernel",
+            "why_not_kernel": vm.armed,
+            "monitor": vm.where if connected else None,
+            "incident": vm.incident,
+            "degraded": vm.degraded,
+            "refused_runs": self.sealer.refusals(vm.process),
+            "dumping": list(vm.progress) if vm.progress else None,
+        }
+
+
+def summary(incident: Incident) -> dict[str, Any]:
+    """An incident in a few fields."""
+    failed = next((name for name, step in incident.steps.items() if step.state == "failed"), None)
+    return {
+        "id": incident.id,
+        "vm": incident.vm,
+        "pid": incident.pid,
+        "state": incident.state,
+        "message": incident.cause.get("message"),
+        "failed_step": failed,
+        "why": incident.steps[failed].detail if failed else "; ".join(incident.notes) or None,
+        "dump": incident.dump["path"] if incident.dump else None,
+    }
+
+
+def _fixed_part(pattern: str) -> Path:
+    """The directory of a glob pattern, as far as it is fixed."""
+    path = Path(pattern)
+    fixed = Path("/")
+    for part in path.parts[1:-1]:
+        if glob.has_magic(part):
+            break
+        fixed /= part
+    return fixed

@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: MIT
+"""What can go wrong, in words for an operator."""
+
+from __future__ import annotations
+
+__all__ = ["Fault", "GuardError", "MonitorError", "Refused"]
+
+
+class GuardError(Exception):
+    """One line that says what is wrong and, where it can, what to do."""
+
+
+class MonitorError(GuardError):
+    """QEMU's monitor is gone, does not answer in time, or answers nonsense."""
+
+
+class Refused(MonitorError):
+    """QEMU understood the command and refused it. `kind` is QMP's error class."""
+
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(text)
+        self.kind = kind
+
+
+class Fault(GuardError):
+    """A step did not reach its end. The guest is not FROZEN."""

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: MIT
+"""QEMU's monitor, over its own socket or through libvirt.
+
+What comes back is data of a process that was just hit by an error: it is checked
+where it is used, and each call ends in time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from qemu.qmp import ConnectError, ExecInterruptedError, ExecuteError, Message, QMPClient, QMPError
+from qemu.qmp.protocol import Runstate, StateError
+
+from .errors import MonitorError, Refused
+
+__all__ = ["EventHandler", "Monitor", "QmpMonitor", "answer"]
+
+EventHandler = Callable[[dict[str, Any]], None]
+
+# For one command of which nobody said more.
+DEFAULT_LIMIT = 5.0
+
+# query-block and `info qtree` of a large VM are some hundred KiB.
+_MAX_LINE = 64 << 20
+
+logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
+
+
+class Monitor(Protocol):
+    """What the steps need of it."""
+
+    @property
+    def pid(self) -> int:
+        """The process behind it."""
+
+    @property
+    def closed(self) -> asyncio.Event:
+        """Set when it has ended."""
+
+    async def execute(
+        self, command: str, arguments: dict[str, Any] | None = None, *, limit: float = DEFAULT_LIMIT
+    ) -> Any:
+        """What the command returns. MonitorError, Refused. `limit` in seconds."""
+
+    async def aclose(self) -> None:
+        """Ends the session; QEMU goes on."""
+
+
+def answer(reply: Any, kind: type, what: str) -> Any:
+    """The reply, if it is of that kind. MonitorError: a monitor may answer anything."""
+    if not isinstance(reply, kind):
+        raise MonitorError(f"QEMU's answer to {what} makes no sense: {str(reply)[:80]}")
+    return reply
+
+
+async def hmp(monitor: Monitor, line: str, *, limit: float = DEFAULT_LIMIT) -> str:
+    """What the human monitor prints for `line`."""
+    reply = await monitor.execute("human-monitor-command", {"command-line": line}, limit=limit)
+    return str(answer(reply, str, line)).replace("\r\n", "\n")
+
+
+class QmpMonitor:
+    """A session on a QMP socket. QEMU serves one client a socket: this one is the guard's."""
+
+    def __init__(self, client: QMPClient, pid: int, on_event: EventHandler) -> None:
+        """Use `connect()`."""
+        self._client = client
+        self._pid = pid
+        self._on_event = on_event
+        self.closed = asyncio.Event()
+        self._tasks = [asyncio.create_task(self._pump()), asyncio.create_task(self._watch())]
+
+    @property
+    def pid(self) -> int:
+        return self._pid
+
+    @property
+    def greeting(self) -> dict[str, Any]:
+        """What QEMU says of itself."""
+        found = self._client.greeting
+        return found._asdict() if found else {}
+
+    @classmethod
+    async def connect(cls, path: Path, on_event: EventHandler, *, limit: float = DEFAULT_LIMIT) -> QmpMonitor:
+        """MonitorError if nothing answers as QMP within `limit` seconds."""
+        sock = socket.socket(socket.AF_UNIX)
+        sock.setblocking(False)
+        try:
+            async with asyncio.timeout(limit):
+                await asyncio.get_running_loop().sock_connect(sock, os.fspath(path))
+                # struct ucred: who called listen().
+                pid = struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+                client = QMPClient(f"pid-{pid}", readbuflen=_MAX_LINE)
+                await client.connect(sock)
+        except TimeoutError:
+            sock.close()
+            raise MonitorError(
+                f"{path}: no QMP greeting within {limit:g} s: another client may have it"
+            ) from None
+        except OSError as error:
+            sock.close()
+            raise MonitorError(f"{path}: {error.strerror or error}") from None
+        except (ConnectError, QMPError) as error:
+            sock.close()
+            raise MonitorError(f"{path}: {error}") from None
+        return cls(client, pid, on_event)
+
+    async def _pump(self) -> None:
+        async for event in self._client.events:
+            self._on_event(dict(event))
+
+    async def _watch(self) -> None:
+        while self._client.runstate is Runstate.RUNNING:
+            await self._client.runstate_changed()
+        await self._disconnect()
+        self.closed.set()
+
+    async def _disconnect(self) -> None:
+        # Why the other side went away does not matter: it did.
+        with contextlib.suppress(Exception):
+            await self._client.disconnect()
+
+    async def execute(
+        self, command: str, arguments: dict[str, Any] | None = None, *, limit: float = DEFAULT_LIMIT
+    ) -> Any:
+        """See `Monitor`."""
+        message = Message({"execute": command, **({"arguments": arguments} if arguments else {})})
+        try:
+            async with asyncio.timeout(limit):
+                return await self._client.execute_msg(message)
+        except ExecuteError as error:
+            raise Refused(error.error_class, str(error)) from None
+        except TimeoutError:
+            raise MonitorError(f"QEMU did not answer {command} within {limit:g} s") from None
+        except (ExecInterruptedError, StateError, QMPError, OSError) as error:
+            raise MonitorError(f"QEMU's monitor went away during {command} ({error})") from None
+
+    async def aclose(self) -> None:
+        """See `Monitor`."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        try:
+            async with asyncio.timeout(1.0):
+                await self._disconnect()
+        except TimeoutError:
+            pass
+        self.closed.set()

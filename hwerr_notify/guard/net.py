@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: MIT
+"""Taking a stopped QEMU off the network, and its passed-through devices off the memory.
+
+Each may be done again; what is gone already is as it should be.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from .errors import Fault, Refused
+from .monitor import Monitor, hmp
+from .process import Process
+
+__all__ = ["backends", "release_backends", "release_taps", "stop_dma"]
+
+# PCI Local Bus 3.0, 6.2.2: Command register, Bus Master bit.
+_PCI_COMMAND, _PCI_MASTER = 4, 1 << 2
+
+
+def backends(text: str) -> list[str]:
+    """Names of host network backends in what `info network` prints: all that is no NIC."""
+    return [m[1] for m in re.finditer(r"^(?: \\ )?(\S+): index=\d+,type=(?!nic\b)", text, re.M)]
+
+
+async def release_backends(monitor: Monitor) -> list[str]:
+    """Removes every network backend; the names of those that were removed now. Fault."""
+    removed = []
+    for name in backends(await hmp(monitor, "info network")):
+        try:
+            await monitor.execute("netdev_del", {"id": name})
+            removed.append(name)
+        except Refused as error:
+            # Listed with its NIC until the NIC goes, and not found once it is closed.
+            if error.kind == "DeviceNotFound" or "not found" in str(error):
+                continue
+            raise Fault(f"network backend {name}: {error}") from None
+    return removed
+
+
+def _release_taps(names: list[str]) -> list[str]:
+    from pyroute2 import IPRoute, NetlinkError
+
+    changed = []
+    with IPRoute() as ip:
+        for name in names:
+            found = ip.link_lookup(ifname=name)
+            if not found:
+                continue
+            try:
+                ip.link("set", index=found[0], master=0, state="down")
+            except NetlinkError as error:
+                # ENODEV: a tap that is not persistent went with its last user.
+                if error.code == 19:
+                    continue
+                raise Fault(f"tap {name}: {os.strerror(error.code)}") from None
+            changed.append(name)
+    return changed
+
+
+async def release_taps(names: list[str]) -> list[str]:
+    """Off their bridge and down; those that were still there. Fault."""
+    return await asyncio.to_thread(_release_taps, names) if names else []
+
+
+def tap_state(name: str) -> dict[str, Any] | None:
+    """Whether the interface is up and on a bridge; None if there is none."""
+    link = Path("/sys/class/net") / name
+    try:
+        flags = int((link / "flags").read_text("ascii"), 16)
+    except FileNotFoundError:
+        return None
+    return {"up": bool(flags & 1), "bridged": (link / "brport").exists() or (link / "master").exists()}
+
+
+def stop_dma(process: Process) -> list[str]:
+    """Bus mastering off in every passed-through device; their addresses. Fault."""
+    devices = process.vfio_devices()
+    for address in devices:
+        path = Path("/sys/bus/pci/devices") / address / "config"
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                command = int.from_bytes(os.pread(fd, 2, _PCI_COMMAND), "little")
+                os.pwrite(fd, (command & ~_PCI_MASTER).to_bytes(2, "little"), _PCI_COMMAND)
+                if int.from_bytes(os.pread(fd, 2, _PCI_COMMAND), "little") & _PCI_MASTER:
+                    raise Fault(f"device {address} keeps bus mastering on")
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise Fault(f"{path}: {error.strerror}") from None
+    return devices

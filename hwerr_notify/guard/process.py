@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: MIT
+"""A QEMU process as the kernel sees it: the independent witness of what its monitor says.
+
+Everything here is read from /proc and is one look, not a promise about the next
+moment. The process is held by a pidfd, so a reused number is never taken for it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import select
+import signal
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from .errors import GuardError
+
+__all__ = ["Held", "Process", "Thread"]
+
+_PROC = Path("/proc")
+TICK_NS: int = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+
+# linux/kvm.h: _IO(KVMIO, 0x80); x86-64's number of ioctl(2).
+_KVM_RUN = 0xAE80
+_SYS_IOCTL = 16
+
+# linux/sched.h. KVM's and vhost's workers are threads of the process (since 6.4, f9010dbdce91), show
+# the call that made them for ever, and run nothing of the guest's.
+_PF_USER_WORKER = 0x4000
+
+# block/file-posix.c of QEMU: RAW_LOCK_PERM_BASE. The lock of a pid file begins at 0.
+_IMAGE_LOCKS_FROM = 100
+_LOCK = re.compile(r"^lock:\s*\d+: (?:OFDLCK|POSIX)\s+\S+\s+(\S+)\s+\S+\s+\S+\s+(\d+)\s", re.M)
+
+
+@dataclass(frozen=True, slots=True)
+class Thread:
+    """One look at a thread. `in_guest`: it is inside KVM_RUN; `running`: on a CPU at that moment."""
+
+    tid: int
+    in_guest: bool
+    running: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """An open file of the process. `locked`: it holds locks as QEMU puts on images."""
+
+    fd: int
+    path: str
+    device: int
+    inode: int
+    block: bool
+    writable: bool
+    locked: bool
+
+
+class Process:
+    """A process held by pidfd. `start_ticks` with `pid` is its identity (proc(5), field 22)."""
+
+    def __init__(self, pid: int, pidfd: int, start_ticks: int) -> None:
+        """Takes over `pidfd`. Use `open()`."""
+        self.pid = pid
+        self.pidfd = pidfd
+        self.start_ticks = start_ticks
+
+    @classmethod
+    def open(cls, pid: int, start_ticks: int | None = None) -> Self:
+        """Raises ProcessLookupError if there is none of that number and start."""
+        pidfd = os.pidfd_open(pid)
+        try:
+            found = read_start(pid)
+            # Read after the pidfd was opened: if that process still lives, it is its start.
+            if found is None or _ended(pidfd) or (start_ticks is not None and found != start_ticks):
+                raise ProcessLookupError(errno.ESRCH, f"process {pid} is not the one meant")
+        except BaseException:
+            os.close(pidfd)
+            raise
+        return cls(pid, pidfd, found)
+
+    @property
+    def start_ns(self) -> int:
+        """When it started (CLOCK_BOOTTIME), to the tick."""
+        return self.start_ticks * TICK_NS
+
+    def is_of(self, pid: int, start_ns: int) -> bool:
+        """Whether a record's process number and start are this process's."""
+        return pid == self.pid and start_ns // TICK_NS == self.start_ticks
+
+    def alive(self) -> bool:
+        """A zombie is not."""
+        return self.pidfd >= 0 and not _ended(self.pidfd)
+
+    def close(self) -> None:
+        """Lets it go; the process itself is not touched."""
+        if self.pidfd >= 0:
+            fd, self.pidfd = self.pidfd, -1
+            os.close(fd)
+
+    def kill(self) -> None:
+        """Ends it at once; not an error if it has ended."""
+        try:
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+
+    # -- one look ----------------------------------------------------------------
+
+    def _path(self, *parts: object) -> Path:
+        return _PROC.joinpath(str(self.pid), *map(str, parts))
+
+    def cmdline(self) -> list[str]:
+        """Its arguments; [] if it has ended."""
+        try:
+            return os.fsdecode(self._path("cmdline").read_bytes()).split("\0")[:-1]
+        except OSError:
+            return []
+
+    def comm(self) -> str:
+        try:
+            return self._path("comm").read_text("utf-8", "replace").strip()
+        except OSError:
+            return "?"
+
+    def threads(self, tids: Iterable[int] | None = None) -> list[Thread]:
+        """Those of `tids`, or all, that still exist. PermissionError without the right to trace it."""
+        if tids is None:
+            try:
+                tids = sorted(int(p.name) for p in self._path("task").iterdir())
+            except FileNotFoundError:
+                return []
+        found = []
+        for tid in tids:
+            try:
+                words = self._path("task", tid, "syscall").read_text("ascii").split()
+                fields = self._path("task", tid, "stat").read_text("ascii", "replace").rpartition(")")[2]
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if int(fields.split()[6]) & _PF_USER_WORKER:
+                continue
+            in_guest = (
+                len(words) > 2 and words[0] == str(_SYS_IOCTL) and int(words[2], 16) & 0xFFFFFFFF == _KVM_RUN
+            )
+            found.append(Thread(tid, in_guest, words[:1] == ["running"]))
+        return found
+
+    def files(self) -> list[Held]:
+        """Open regular files and block devices, memory files left out."""
+        found = []
+        try:
+            names = os.listdir(self._path("fd"))
+        except FileNotFoundError:
+            return []
+        for name in names:
+            try:
+                path = os.readlink(self._path("fd", name))
+                status = os.stat(self._path("fd", name))
+                info = self._path("fdinfo", name).read_text("ascii", "replace")
+            except FileNotFoundError:
+                continue
+            block = stat.S_ISBLK(status.st_mode)
+            if not block and not stat.S_ISREG(status.st_mode):
+                continue
+            flags = re.search(r"^flags:\s*([0-7]+)", info, re.M)
+            mode = int(flags[1], 8) & os.O_ACCMODE if flags else os.O_RDONLY
+            locked = any(int(start) >= _IMAGE_LOCKS_FROM for _, start in _LOCK.findall(info))
+            device, inode = (status.st_rdev, 0) if block else (status.st_dev, status.st_ino)
+            found.append(Held(int(name), path, device, inode, block, mode != os.O_RDONLY, locked))
+        return found
+
+    def taps(self) -> list[str]:
+        """Names of the tap interfaces it has open (drivers/net/tun.c, tun_chr_show_fdinfo)."""
+        names = set()
+        try:
+            infos = list(self._path("fdinfo").iterdir())
+        except FileNotFoundError:
+            return []
+        for info in infos:
+            try:
+                match = re.search(r"^iff:\s*(\S+)", info.read_text("ascii", "replace"), re.M)
+            except FileNotFoundError:
+                continue
+            if match:
+                names.add(match[1])
+        return sorted(names)
+
+    def vfio_devices(self) -> list[str]:
+        """PCI addresses of passed-through devices, as the kernel names their files."""
+        found = set()
+        try:
+            names = os.listdir(self._path("fd"))
+        except FileNotFoundError:
+            return []
+        for name in names:
+            try:
+                target = os.readlink(self._path("fd", name))
+            except FileNotFoundError:
+                continue
+            if match := re.fullmatch(r"/dev/vfio/(\d+)", target):
+                group = Path(f"/sys/kernel/iommu_groups/{match[1]}/devices")
+                for device in group.iterdir() if group.is_dir() else ():
+                    driver = device / "driver"
+                    if driver.exists() and driver.resolve().name == "vfio-pci":
+                        found.add(device.name)
+        return sorted(found)
+
+    def has_kvm(self) -> bool:
+        """Whether it runs a KVM guest."""
+        try:
+            return any(
+                os.readlink(self._path("fd", name)) == "anon_inode:kvm-vm"
+                for name in os.listdir(self._path("fd"))
+            )
+        except FileNotFoundError:
+            return False
+
+
+def read_start(pid: int) -> int | None:
+    """Start of a process in ticks since boot, None if there is none."""
+    try:
+        data = (_PROC / str(pid) / "stat").read_text("utf-8", "replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    fields = data.rpartition(")")[2].split()
+    if len(fields) < 20:
+        raise GuardError(f"/proc/{pid}/stat is not as proc(5) says")
+    return int(fields[19])
+
+
+def _ended(pidfd: int) -> bool:
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))

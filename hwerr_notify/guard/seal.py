@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: MIT
+"""The seal: the guest never runs again, whoever says what to QEMU.
+
+The strong one is the LSM program (bpf/seal.bpf.c), which refuses KVM_RUN to the
+process. The weaker is the cgroup v2 freezer: nothing in the process runs, its monitor neither, but
+whoever may write to the cgroup can thaw it. Both may be wanted: for a process whose disks could not be
+detached, its monitor must be silent as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import select
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from .errors import Fault
+from .process import Process
+
+__all__ = ["Freezer", "Sealed", "Sealer"]
+
+_CGROUPS = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """`weaker`: not by the LSM program. `process`: its monitor is silent too."""
+
+    weaker: bool
+    process: bool
+    how: str
+
+
+class Freezer:
+    """The cgroup v2 freezer, for whole processes."""
+
+    @staticmethod
+    def missing() -> str | None:
+        """None if there is one, else why not."""
+        if not (_CGROUPS / "cgroup.controllers").exists():
+            return f"{_CGROUPS} is not a cgroup2 file system"
+        return None
+
+    @staticmethod
+    def _home(process: Process) -> Path:
+        return _CGROUPS / "hwerr-guard" / f"{process.pid}-{process.start_ticks}"
+
+    def frozen(self, process: Process) -> bool:
+        """Whether it is in its cgroup of ours and that is frozen."""
+        home = self._home(process)
+        try:
+            inside = str(process.pid) in (home / "cgroup.procs").read_text("ascii").split()
+            return inside and "frozen 1" in (home / "cgroup.events").read_text("ascii")
+        except OSError:
+            return False
+
+    def freeze(self, process: Process, limit: float) -> None:
+        """Blocks until it is, at most `limit` seconds. Fault."""
+        if reason := self.missing():
+            raise Fault(reason)
+        home = self._home(process)
+        deadline = time.monotonic() + limit
+        try:
+            home.mkdir(parents=True, exist_ok=True)
+            (home / "cgroup.procs").write_text(str(process.pid), "ascii")
+            (home / "cgroup.freeze").write_text("1", "ascii")
+            with (home / "cgroup.events").open("rb", buffering=0) as events:
+                poll = select.poll()
+                poll.register(events, select.POLLPRI)
+                while b"frozen 1" not in events.read():
+                    left = deadline - time.monotonic()
+                    if left <= 0:
+                        raise Fault(
+                            f"the process did not freeze within {limit:g} s: a thread waits in the kernel"
+                        )
+                    poll.poll(left * 1000)
+                    events.seek(0)
+        except OSError as error:
+            raise Fault(f"{error.filename or home}: {error.strerror}") from None
+
+    def remove(self, process: Process) -> None:
+        """Its cgroup, once the process has ended."""
+        with suppress(OSError):
+            self._home(process).rmdir()
+
+
+class Sealer:
+    """Seals processes by the best means there is. Not for several threads at once."""
+
+    def __init__(self) -> None:
+        self._lsm: Any = None
+        self.why_weaker: str | None = "not loaded"
+        self.freezer = Freezer()
+
+    def open(self) -> None:
+        """Loads the LSM program, or remembers why it could not be."""
+        try:
+            module: Any = import_module("hwerr_notify.bpf")
+            self._lsm = module.Seal.load()
+            self.why_weaker = None
+        except ImportError:
+            self.why_weaker = "this package was built without BPF"
+        except OSError as error:
+            self.why_weaker = str(error.strerror or error)
+
+    def close(self) -> None:
+        """The seals stay."""
+        if self._lsm is not None:
+            self._lsm.close()
+            self._lsm = None
+
+    def refusals(self, process: Process) -> int | None:
+        """How often KVM_RUN was refused to it; None if it is not sealed by the LSM program."""
+        if self._lsm is None:
+            return None
+        entry = self._lsm.sealed().get(process.pid)
+        if entry is None:
+            return None
+        return int(getattr(entry, "refusals", entry))
+
+    async def seal(self, process: Process, *, kvm: bool, whole: bool, limit: float) -> Sealed:
+        """`whole`: freeze the process too; without KVM there is nothing else. Fault if it is not sealed."""
+        by_lsm = False
+        why = self.why_weaker or ("it does not run under KVM" if not kvm else None)
+        if self._lsm is not None and kvm:
+            try:
+                self._lsm.seal(process.pid, process.start_ns)
+                by_lsm = self.refusals(process) is not None
+                why = None if by_lsm else "the seal did not stay"
+            except OSError as error:
+                why = error.strerror or str(error)
+        if whole or not by_lsm:
+            try:
+                await asyncio.to_thread(self.freezer.freeze, process, limit)
+            except Fault as error:
+                reason = f"KVM_RUN is not refused ({why}), and " if why else ""
+                raise Fault(f"{reason}the process cannot be frozen: {error}") from None
+        if by_lsm:
+            return Sealed(False, whole, "KVM_RUN refused" + (", process frozen" if whole else ""))
+        return Sealed(True, True, f"process frozen by cgroup; KVM_RUN is not refused: {why}")
+
+    def holds(self, process: Process, sealed: dict[str, Any]) -> bool:
+        """Whether what `seal` did is still in force; `sealed` are its facts."""
+        if not sealed.get("weaker") and self.refusals(process) is None:
+            return False
+        return not sealed.get("process") or self.freezer.frozen(process)
+
+    def release(self, process: Process) -> None:
+        """After the process has ended."""
+        if self._lsm is not None:
+            with suppress(OSError, KeyError):
+                self._lsm.unseal(process.pid)
+        self.freezer.remove(process)

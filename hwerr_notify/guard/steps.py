@@ -1,0 +1,329 @@
+# SPDX-License-Identifier: MIT
+"""Stop, record, release, seal; then the guest is FROZEN. And keep.
+
+Each step may be done any number of times, ends within its limit, and is saved, with what
+it found, before the next begins. So a daemon that is killed at any point goes on
+where it was. What a step has done is judged by what the kernel shows, not by what
+QEMU answers: threads out of KVM_RUN, no image open or locked, the seal in force.
+
+FROZEN is said when all of that holds at once, after the seal, because until then
+somebody else's `cont` could undo it. If a step fails the guest is not FROZEN, but it
+is sealed all the same if it can be: what was stopped for an error should not run on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+from . import disks, layout, net
+from .dump import Dumped, write_core
+from .errors import Fault, GuardError, MonitorError
+from .kernel import KernelGuard, KernelStop
+from .policy import Policy
+from .seal import Sealer
+from .store import FREEZING, Incident, Step, Store, write_durably
+from .vm import Machine, Vm, describe, look
+
+__all__ = ["Steps", "fault_point"]
+
+ReleaseHooks = Callable[[Vm, Incident], Any]
+
+# Between two looks at what no event tells, seconds.
+_LOOK_AGAIN = 0.001
+
+# A monitor that answers nonsense ends in one of these.
+_NONSENSE = (KeyError, TypeError, ValueError, AttributeError, IndexError)
+
+
+def fault_point(name: str) -> None:
+    """For tests: HWERR_GUARD_FAULT=NAME is where the daemon is killed."""
+    if os.environ.get("HWERR_GUARD_FAULT") == name:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Steps:
+    """Does the steps. Belongs to the event loop's thread; several VMs at once, one step of each."""
+
+    def __init__(
+        self, policy: Policy, store: Store, kernel: KernelGuard, sealer: Sealer, hooks: ReleaseHooks
+    ) -> None:
+        """`hooks` is awaited for the site's own part of the release; Fault fails it."""
+        self.policy = policy
+        self.store = store
+        self.kernel = kernel
+        self.sealer = sealer
+        self.hooks = hooks
+
+    async def save(self, incident: Incident) -> Incident:
+        """Durable when it returns. Fault if the disk would not take it."""
+        try:
+            async with asyncio.timeout(self.policy.limits["record"]):
+                await asyncio.to_thread(self.store.save, incident)
+        except OSError as error:
+            if isinstance(error, TimeoutError):
+                raise Fault(f"{self.store.root} did not take the record in time") from None
+            raise Fault(f"{error.filename or self.store.root}: {error.strerror}") from None
+        return incident
+
+    async def freeze(self, vm: Vm, incident: Incident) -> Incident:
+        """From where the incident is, to FROZEN, failed or gone. Never raises for what a step meets."""
+        steps = {"stop": self._stop, "record": self._record, "release": self._release, "seal": self._seal}
+        failed = False
+        for name in FREEZING:
+            if incident.done(name) or (failed and name != "seal"):
+                continue
+            began = time.time_ns()
+            fault_point(f"before-{name}")
+            try:
+                async with asyncio.timeout(self.policy.limits[name]):
+                    step = await steps[name](vm, incident, began)
+            except TimeoutError:
+                step = self._failed(began, f"not done within {self.policy.limits[name]:g} s")
+            except (GuardError, OSError) as error:
+                step = self._failed(began, str(error))
+            except _NONSENSE as error:
+                step = self._failed(began, f"QEMU's answers make no sense ({error!r})")
+            incident = incident.with_step(name, step)
+            failed = failed or step.state == "failed"
+            fault_point(f"inside-{name}")
+            if name != FREEZING[-1]:
+                incident, failed = await self._keep_going(vm, incident, name, failed)
+            if not vm.process.alive():
+                return await self._gone(incident)
+        if not failed:
+            try:
+                await self._verify(vm, incident)
+                now = time.time_ns()
+                incident = replace(
+                    incident, state="frozen", frozen_ns=now, frozen_mono_ns=time.monotonic_ns()
+                )
+                await self.save(incident)
+                fault_point("after-seal")
+                return incident
+            except (GuardError, OSError) as error:
+                seal = replace(incident.steps["seal"], state="failed", detail=str(error))
+                incident = incident.with_step("seal", seal)
+        return await self._save_anyway(replace(incident, state="failed", frozen_ns=0, frozen_mono_ns=0))
+
+    async def confirm(self, vm: Vm, incident: Incident) -> Incident:
+        """After a restart: a FROZEN guest that is not so any more is not called so. Never raises."""
+        try:
+            await self._verify(vm, incident)
+        except (GuardError, OSError) as error:
+            if not vm.process.alive():
+                return await self._gone(incident)
+            seal = replace(incident.steps["seal"], state="failed", detail=str(error))
+            return await self._save_anyway(replace(incident.with_step("seal", seal), state="failed"))
+        return incident
+
+    @staticmethod
+    def _failed(began: int, why: str) -> Step:
+        return Step("failed", began, time.time_ns(), why)
+
+    async def _keep_going(self, vm: Vm, incident: Incident, name: str, failed: bool) -> tuple[Incident, bool]:
+        """Saves a step; one that cannot be saved has failed."""
+        try:
+            await self.save(incident)
+        except Fault as error:
+            now = time.time_ns()
+            return incident.with_step("record", self._failed(now, f"after {name}: {error}")), True
+        fault_point(f"after-{name}")
+        return incident, failed
+
+    async def _save_anyway(self, incident: Incident) -> Incident:
+        try:
+            return await self.save(incident)
+        except Fault as error:
+            return replace(incident, notes=(*incident.notes, f"not on disk: {error}"))
+
+    async def _gone(self, incident: Incident) -> Incident:
+        note = f"QEMU ended during {list(incident.steps)[-1]}; its memory is lost"
+        return await self._save_anyway(replace(incident, state="gone", notes=(*incident.notes, note)))
+
+    # -- stop ----------------------------------------------------------------
+
+    async def _stop(self, vm: Vm, incident: Incident, began: int) -> Step:
+        facts: dict[str, Any] = {}
+        by_kernel = bool(incident.cause.get("stopped")) or self.kernel.stopped_ns(vm.process) is not None
+        how = "by the kernel, in the event path" if by_kernel else "by QEMU"
+        if not by_kernel:
+            match self.kernel.stop(vm.process):
+                case KernelStop(mono_ns, vcpus):
+                    by_kernel, how = True, "by the kernel, on command"
+                    facts |= {"mono_ns": mono_ns, "vcpus": vcpus}
+                case str(reason):
+                    facts["kernel"] = reason
+        try:
+            monitor = vm.need_monitor()
+            if by_kernel:
+                # QEMU finds out by itself, and remembers that the guest must not go on.
+                while await vm.status() == "running":
+                    await vm.changed.wait()
+                    vm.changed.clear()
+            await monitor.execute("stop", limit=self.policy.limits["stop"])
+            facts["status"] = await vm.status()
+            if facts["status"] in ("running", "inmigrate"):
+                raise Fault(f"QEMU was told to stop and says {facts['status']}")
+        except MonitorError as error:
+            if not by_kernel:
+                raise
+            facts["monitor"] = str(error)
+        await self._out_of_guest(vm)
+        return Step("done", began, time.time_ns(), how, facts)
+
+    async def _out_of_guest(self, vm: Vm) -> None:
+        """Waits until no thread is inside the guest. Fault, just before the step's time is over."""
+        machine = vm.machine
+        deadline = time.monotonic() + 0.9 * self.policy.limits["stop"]
+        while True:
+            threads = await asyncio.to_thread(vm.process.threads)
+            inside = [t for t in threads if t.in_guest or (t.running and t.tid in machine.tids)]
+            if not inside:
+                return
+            if time.monotonic() > deadline:
+                raise Fault(f"threads are still in the guest: {', '.join(str(t.tid) for t in inside)}")
+            await asyncio.sleep(_LOOK_AGAIN)
+
+    # -- record --------------------------------------------------------------
+
+    async def _record(self, vm: Vm, incident: Incident, began: int) -> Step:
+        monitor = vm.need_monitor()
+        vm.machine = await look(monitor, vm.process, vm.machine)
+        said = await describe(monitor)
+        record = {
+            "incident": incident.id,
+            "cause": incident.cause,
+            "events": incident.events,
+            "vm": {"name": vm.name, "uuid": vm.uuid, "pid": vm.process.pid, "argv": vm.process.cmdline()},
+            "status": await vm.status(),
+            "version": await monitor.execute("query-version"),
+            "machine": vm.machine.to_json(),
+            **said,
+        }
+        path = self.store.path(incident.id) / "record.json"
+        await asyncio.to_thread(write_durably, path, json.dumps(record, indent=1).encode())
+        return Step("done", began, time.time_ns(), path.name, {"machine": vm.machine.to_json()})
+
+    # -- release -------------------------------------------------------------
+
+    async def _release(self, vm: Vm, incident: Incident, began: int) -> Step:
+        monitor = vm.need_monitor()
+        # An earlier try may have closed what would tell now.
+        known = incident.steps["record"].facts.get("machine")
+        if known:
+            vm.machine = Machine.from_json(known)
+        backends = await net.release_backends(monitor)
+        taps = await net.release_taps(list(vm.machine.taps))
+        fault_point("amid-release")
+        devices = await asyncio.to_thread(net.stop_dma, vm.process)
+        released = await disks.release(
+            monitor, vm.process, frozenset(vm.machine.images), poisoned=bool(incident.poison)
+        )
+        await self._network_is_gone(vm)
+        await self.hooks(vm, incident)
+        facts = {"detached": released.detached, "backends": backends, "taps": taps, "devices": devices}
+        parts = [f"disks {released.how}"]
+        parts += (
+            [f"network {', '.join(vm.machine.taps) or 'backends'} off"] if backends or vm.machine.taps else []
+        )
+        parts += [f"bus mastering of {', '.join(devices)} off"] if devices else []
+        return Step("done", began, time.time_ns(), "; ".join(parts), facts)
+
+    @staticmethod
+    async def _network_is_gone(vm: Vm) -> None:
+        if still := await asyncio.to_thread(vm.process.taps):
+            raise Fault(f"QEMU says its network is gone, and holds {', '.join(still)}")
+        for tap in vm.machine.taps:
+            state = net.tap_state(tap)
+            if state and (state["up"] or state["bridged"]):
+                raise Fault(
+                    f"{tap} is {'up' if state['up'] else 'on a bridge'} again: something else sets it"
+                )
+
+    # -- seal ----------------------------------------------------------------
+
+    async def _seal(self, vm: Vm, incident: Incident, began: int) -> Step:
+        release = incident.steps.get("release")
+        detached = bool(release and release.facts.get("detached"))
+        sealed = await self.sealer.seal(
+            vm.process,
+            kvm=vm.machine.kvm,
+            whole=vm.policy.freeze_process or not detached,
+            limit=self.policy.limits["seal"],
+        )
+        facts = {"weaker": sealed.weaker, "process": sealed.process}
+        return Step("weaker" if sealed.weaker else "done", began, time.time_ns(), sealed.how, facts)
+
+    async def _verify(self, vm: Vm, incident: Incident) -> None:
+        """What FROZEN says, looked at again, all of it after the seal. Fault if something does not hold."""
+        if not vm.process.alive():
+            raise Fault("QEMU has ended")
+        if not self.sealer.holds(vm.process, incident.steps["seal"].facts):
+            raise Fault("the seal is not in force any more")
+        await self._out_of_guest(vm)
+        detached = bool(incident.steps["release"].facts.get("detached"))
+        held = await asyncio.to_thread(disks.still_held, vm.process, frozenset(vm.machine.images))
+        if any(h.locked or detached for h in held):
+            raise Fault(f"QEMU has taken back {', '.join(h.path for h in held)}")
+        await self._network_is_gone(vm)
+
+    # -- keep ----------------------------------------------------------------
+
+    async def keep(self, vm: Vm, incident: Incident) -> Incident:
+        """Dumps the memory. The incident with the step; saved. Never raises for what goes wrong."""
+        began = time.time_ns()
+        fault_point("before-keep")
+        try:
+            dumped = await self._dump(vm, incident)
+            kept = f"{dumped.path}: {dumped.stored >> 20} MiB"
+            kept += f", {len(dumped.skipped)} ranges skipped" if dumped.skipped else ""
+            step = Step("done", began, time.time_ns(), kept)
+            incident = replace(incident, dump=dumped.to_json())
+        except (GuardError, OSError, *_NONSENSE) as error:
+            step = self._failed(began, str(error) or repr(error))
+        finally:
+            vm.progress = None
+        return await self._save_anyway(incident.with_step("keep", step))
+
+    async def _dump(self, vm: Vm, incident: Incident) -> Dumped:
+        import threading
+
+        if not vm.machine.ranges:
+            raise Fault("it is not known where the guest's memory is")
+        record = self.store.path(incident.id) / "record.json"
+        cpus: Iterable[layout.Registers] = ()
+        if record.exists():
+            cpus = layout.parse_registers(json.loads(record.read_bytes())["registers"])
+        home = self.policy.dump_dir
+        if home is not None:
+            home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path = home / f"{incident.id}.core" if home else self.store.path(incident.id) / "memory.core"
+        facts = {
+            "incident": incident.id,
+            "vm": vm.name,
+            "uuid": vm.uuid,
+            "cause": incident.cause.get("message"),
+        }
+        stop = threading.Event()
+
+        def progress(done: int, total: int) -> None:
+            vm.progress = done, total
+            fault_point("inside-keep")
+
+        try:
+            async with asyncio.timeout(self.policy.limits["keep"]):
+                return await asyncio.to_thread(
+                    write_core, path, vm.process.pid, vm.machine.ranges, list(cpus), incident.poison, facts,
+                    progress, stop,
+                )  # fmt: skip
+        except TimeoutError:
+            raise Fault(f"not done within {self.policy.limits['keep']:g} s") from None
+        finally:
+            stop.set()

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: MIT
+"""Incidents on disk. What `save` returned from is there after a crash or a power cut.
+
+One directory an incident, in it incident.json, replaced as a whole: write, fsync,
+rename, fsync of the directory. Other files there (record.json, memory.core) are named
+by it only when they are complete.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from .errors import GuardError
+
+__all__ = ["FINAL", "STEPS", "Incident", "Step", "Store", "write_durably"]
+
+FORMAT = 1
+
+# In their order. FROZEN is when the first four are done.
+STEPS = ("stop", "record", "release", "seal", "tell", "keep")
+FREEZING = STEPS[:4]
+
+State = Literal["freezing", "frozen", "failed", "gone", "cleared"]
+FINAL: frozenset[str] = frozenset({"gone", "cleared"})
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What became of a step. Times in ns since the epoch; `detail` is for people."""
+
+    state: Literal["done", "failed", "weaker"]
+    began_ns: int
+    ended_ns: int
+    detail: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Incident:
+    """A VM hit and what was done about it. `start_ticks` and `pid` name the process, in `boot_id`."""
+
+    id: str
+    boot_id: str
+    vm: str
+    uuid: str | None
+    pid: int
+    start_ticks: int
+    monitor: str
+    cause: dict[str, Any]
+    began_ns: int
+    began_mono_ns: int
+    state: State = "freezing"
+    frozen_ns: int = 0
+    frozen_mono_ns: int = 0
+    steps: dict[str, Step] = field(default_factory=dict)
+    events: tuple[dict[str, Any], ...] = ()
+    poison: tuple[tuple[int, int, int], ...] = ()  # (gpa or -1, hva or -1, length)
+    machine: dict[str, Any] = field(default_factory=dict)
+    dump: dict[str, Any] | None = None
+    notes: tuple[str, ...] = ()
+
+    def done(self, step: str) -> bool:
+        """Whether the step came to its end, if only by weaker means."""
+        return step in self.steps and self.steps[step].state != "failed"
+
+    @property
+    def open(self) -> bool:
+        """Whether there is still something to do, or to keep."""
+        return self.state not in FINAL
+
+    def with_step(self, name: str, step: Step) -> Self:
+        return replace(self, steps={**self.steps, name: step})
+
+    def to_json(self) -> dict[str, Any]:
+        """For json.dumps(); the form of incident.json."""
+        return {"format": FORMAT, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """ValueError, KeyError, TypeError if it is not what `to_json` gives."""
+        if data.get("format") != FORMAT:
+            raise ValueError(f"format {data.get('format')!r} is not {FORMAT}")
+        values = {k: v for k, v in data.items() if k in cls.__slots__}
+        values["steps"] = {k: Step(**v) for k, v in values["steps"].items()}
+        values["events"] = tuple(values["events"])
+        values["poison"] = tuple((a, b, c) for a, b, c in values["poison"])
+        values["notes"] = tuple(values["notes"])
+        return cls(**values)
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Replaces the file; what is there after a crash is the old one or the new one. OSError."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fd, view) :]
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        part.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            part.unlink()
+        raise
+    fsync_directory(path.parent)
+
+
+def fsync_directory(path: Path) -> None:
+    """Makes what was created, renamed or removed in it durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+class Store:
+    """The state directory. One daemon at a time has it: `lock()`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.incidents = root / "incidents"
+        self._lock_fd = -1
+
+    def prepare(self) -> None:
+        """Makes the directories and takes the lock. GuardError says what to do."""
+        import fcntl
+
+        try:
+            self.incidents.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._lock_fd = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise GuardError(f"another hwerr-guard runs on {self.root}") from None
+        except OSError as error:
+            raise GuardError(
+                f"{error.filename or self.root}: {error.strerror}: name a writable state_dir"
+            ) from None
+
+    def path(self, incident_id: str) -> Path:
+        """Directory of an incident. GuardError for what cannot be an id."""
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.:-]*", incident_id):
+            raise GuardError(f"{incident_id!r} is no incident: `hwerr-guard status` lists them")
+        return self.incidents / incident_id
+
+    def new_id(self, vm: str) -> str:
+        """Sorts by time, holds the VM's name as far as a file name can."""
+        now = time.time_ns()
+        stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(now // 1_000_000_000))
+        safe = re.sub(r"[^A-Za-z0-9_.-]", "_", vm)[:64]
+        return f"{stamp}.{now // 1_000_000 % 1000:03d}-{safe}"
+
+    def save(self, incident: Incident) -> None:
+        """Durable when it returns. OSError."""
+        home = self.path(incident.id)
+        if not home.is_dir():
+            home.mkdir(mode=0o700)
+            fsync_directory(self.incidents)
+        write_durably(home / "incident.json", json.dumps(incident.to_json(), indent=1).encode())
+
+    def load(self, incident_id: str) -> Incident:
+        """GuardError if there is none, or it cannot be read."""
+        path = self.path(incident_id) / "incident.json"
+        try:
+            return Incident.from_json(json.loads(path.read_bytes()))
+        except FileNotFoundError:
+            raise GuardError(f"there is no incident {incident_id}: `hwerr-guard status` lists them") from None
+        except OSError as error:
+            raise GuardError(f"{path}: {error.strerror}") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise GuardError(f"{path} is damaged ({error}): move its directory away") from None
+
+    def all(self) -> Iterator[Incident | GuardError]:
+        """Oldest first; of one that cannot be read, why."""
+        try:
+            names = sorted(p.name for p in self.incidents.iterdir() if p.is_dir())
+        except OSError:
+            return
+        for name in names:
+            try:
+                yield self.load(name)
+            except GuardError as error:
+                # A directory without the file: a crash before the first save. Nothing was done yet.
+                if (self.incidents / name / "incident.json").exists():
+                    yield error

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: MIT
+"""Telling: marker files for agents that must answer at once, Pacemaker, hooks.
+
+Every program gets its time and no more. What fails is reported, and never changes
+whether a guest is FROZEN; told again after a restart, at least once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from .errors import Fault
+from .policy import Hook, Policy
+
+__all__ = ["Teller", "marker", "run_program"]
+
+# What crm_resource and attrd_updater get, seconds: the cluster may be gone.
+_CLUSTER_LIMIT = 5.0
+
+
+async def run_program(argv: Sequence[str], stdin: bytes, limit: float) -> str:
+    """Its output. Fault if it cannot be started, fails, or takes longer than `limit` seconds."""
+    name = Path(argv[0]).name
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *argv,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise Fault(f"{argv[0]}: {error.strerror}") from None
+    try:
+        async with asyncio.timeout(limit):
+            output, _ = await process.communicate(stdin)
+    except TimeoutError:
+        raise Fault(f"{name} did not end within {limit:g} s") from None
+    finally:
+        if process.returncode is None:
+            # With what it has started.
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
+    said = output.decode("utf-8", "replace").strip()
+    if process.returncode:
+        last = said.splitlines()[-1] if said else "it says nothing"
+        raise Fault(f"{name} ended with status {process.returncode}: {last}")
+    return said
+
+
+def marker(run_dir: Path, what: str, vm: str) -> Path:
+    """The file that says that a VM is `what` ("frozen", "degraded"); its content is JSON."""
+    return run_dir / what / quote(vm, safe="")
+
+
+class Teller:
+    """Tells hooks and the cluster."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+
+    def mark(self, what: str, vm: str, facts: dict[str, Any]) -> None:
+        """Makes the marker, atomically. Fault."""
+        path = marker(self.policy.run_dir, what, vm)
+        part = path.with_name(f".{path.name}.part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part.write_text(json.dumps(facts) + "\n", "utf-8")
+            part.replace(path)
+        except OSError as error:
+            raise Fault(f"{path}: {error.strerror}") from None
+
+    def unmark(self, what: str, vm: str) -> None:
+        """Not an error if there is none."""
+        with suppress(OSError):
+            marker(self.policy.run_dir, what, vm).unlink()
+
+    async def hooks(self, occasion: str, facts: dict[str, Any]) -> list[str]:
+        """Runs the hooks of the occasion at the same time; what failed."""
+        data = json.dumps({"occasion": occasion, **facts}).encode()
+        wanted = [hook for hook in self.policy.hooks if occasion in hook.on]
+        return await self._all([self._hook(hook, data) for hook in wanted])
+
+    @staticmethod
+    async def _hook(hook: Hook, data: bytes) -> None:
+        await run_program(hook.run, data, hook.limit)
+
+    @staticmethod
+    async def _all(jobs: list[Any]) -> list[str]:
+        results = await asyncio.gather(*jobs, return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException) and not isinstance(result, Fault):
+                raise result
+        return [str(result) for result in results if isinstance(result, Fault)]
+
+    async def frozen(self, vm: str, incident: str, facts: dict[str, Any]) -> list[str]:
+        """To everybody, at the same time; what failed."""
+        jobs = [self._hook(hook, json.dumps({"occasion": "frozen", **facts}).encode())
+                for hook in self.policy.hooks if "frozen" in hook.on]  # fmt: skip
+        if self.policy.pacemaker_resource:
+            jobs.append(self._pacemaker(self.policy.pacemaker_resource.replace("{name}", vm), vm, incident))
+        return await self._all(jobs)
+
+    @staticmethod
+    async def _pacemaker(resource: str, vm: str, incident: str) -> None:
+        """A transient attribute of this node, then the failure itself: what Pacemaker acts on."""
+        for tool in ("crm_node", "attrd_updater", "crm_resource"):
+            if shutil.which(tool) is None:
+                raise Fault(f"{tool} is not installed, and the policy has [pacemaker]")
+        node = await run_program(["crm_node", "-n"], b"", _CLUSTER_LIMIT)
+        await run_program(
+            ["attrd_updater", "--name", f"hwerr-{resource}", "--update", incident], b"", _CLUSTER_LIMIT
+        )
+        await run_program(
+            ["crm_resource", "--fail", "--resource", resource, "--node", node], b"", _CLUSTER_LIMIT
+        )
+
+    async def cleared(self, vm: str) -> list[str]:
+        """Takes the cluster's attribute back; what failed."""
+        if not self.policy.pacemaker_resource or shutil.which("attrd_updater") is None:
+            return []
+        resource = self.policy.pacemaker_resource.replace("{name}", vm)
+        argv = ["attrd_updater", "--name", f"hwerr-{resource}", "--delete"]
+        return await self._all([run_program(argv, b"", _CLUSTER_LIMIT)])

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: MIT
+"""A VM that is guarded: its process, its monitor, and what is known of it in good times."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from . import disks, layout
+from .errors import MonitorError, Refused
+from .monitor import Monitor, answer, hmp
+from .policy import VmPolicy
+from .process import Process
+
+__all__ = ["Machine", "Vm", "look"]
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What the steps need and a monitor may not tell any more when they run."""
+
+    kvm: bool = True
+    tids: tuple[int, ...] = ()
+    images: tuple[str, ...] = ()
+    taps: tuple[str, ...] = ()
+    ranges: tuple[layout.Range, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "kvm": self.kvm,
+            "tids": list(self.tids),
+            "images": list(self.images),
+            "taps": list(self.taps),
+            "ranges": layout.to_json(self.ranges),
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Machine:
+        return cls(
+            bool(data["kvm"]),
+            tuple(data["tids"]),
+            tuple(data["images"]),
+            tuple(data["taps"]),
+            layout.from_json(data["ranges"]),
+        )
+
+
+async def look(monitor: Monitor, process: Process, before: Machine | None = None) -> Machine:
+    """Asks QEMU and the kernel. What `before` knew of disks and taps stays known. MonitorError."""
+    cpus = answer(await monitor.execute("query-cpus-fast"), list, "query-cpus-fast")
+    nodes = answer(
+        await monitor.execute("query-named-block-nodes", {"flat": True}), list, "query-named-block-nodes"
+    )
+    try:
+        tids = tuple(sorted(int(cpu["thread-id"]) for cpu in cpus))
+        images = disks.image_paths(nodes)
+    except (KeyError, TypeError, ValueError) as error:
+        raise MonitorError(f"QEMU's answers make no sense ({error!r})") from None
+    taps = set(await asyncio.to_thread(process.taps))
+    return Machine(
+        kvm=await asyncio.to_thread(process.has_kvm),
+        tids=tids,
+        images=tuple(sorted(images | set(before.images if before else ()))),
+        taps=tuple(sorted(taps | set(before.taps if before else ()))),
+        ranges=await layout.ranges(monitor),
+    )
+
+
+@dataclass(eq=False)
+class Vm:
+    """One QEMU process under a policy. Belongs to the event loop's thread."""
+
+    name: str
+    uuid: str | None
+    process: Process
+    policy: VmPolicy
+    where: str  # the monitor's socket, or libvirt's URI
+    monitor: Monitor | None = None
+    machine: Machine = field(default_factory=Machine)
+    armed: str | None = None  # None: the kernel stops it; else why it does not
+    incident: str | None = None
+    degraded: str | None = None
+    # Set by any event after which the guest may be found not running.
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    # What is being done with it; one thing at a time.
+    work: asyncio.Task[None] | None = None
+    progress: tuple[int, int] | None = None
+
+    @property
+    def key(self) -> tuple[int, int]:
+        return self.process.pid, self.process.start_ticks
+
+    def need_monitor(self) -> Monitor:
+        """MonitorError if there is none."""
+        if self.monitor is None or self.monitor.closed.is_set():
+            raise MonitorError("QEMU's monitor is not connected")
+        return self.monitor
+
+    async def status(self, limit: float = 5.0) -> str:
+        """QEMU's own run state. MonitorError."""
+        reply = answer(await self.need_monitor().execute("query-status", limit=limit), dict, "query-status")
+        return str(answer(reply.get("status"), str, "query-status"))
+
+    async def refresh(self) -> None:
+        """Looks at the machine again; what cannot be learnt stays as it was."""
+        with suppress(MonitorError):
+            self.machine = await look(self.need_monitor(), self.process, None)
+
+
+async def identity(monitor: Monitor) -> tuple[str | None, str | None]:
+    """Name and UUID as QEMU says. MonitorError."""
+    name = uuid = None
+    with suppress(Refused):
+        name = answer(await monitor.execute("query-name"), dict, "query-name").get("name")
+    with suppress(Refused):
+        uuid = answer(await monitor.execute("query-uuid"), dict, "query-uuid").get("UUID")
+    if uuid == "00000000-0000-0000-0000-000000000000":
+        uuid = None
+    return (str(name) if name else None), (str(uuid) if uuid else None)
+
+
+async def describe(monitor: Monitor) -> dict[str, str]:
+    """Registers and a summary of devices, as QEMU prints them."""
+    return {
+        "registers": await hmp(monitor, "info registers -a"),
+        "network": await hmp(monitor, "info network"),
+        "block": await hmp(monitor, "info block"),
+    }

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: MIT
+"""hwerr-guard as a service under test, and guests for it to guard."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from testbed.guest import Guest, GuestConfig
+
+LIMIT = 120.0
+
+
+def guest_config(name: str, home: Path, *extra: str, **more: Any) -> GuestConfig:
+    """A guest with a second monitor, for the guard: HOME/qmp/NAME.qmp. The first is anybody's."""
+    (home / "qmp").mkdir(exist_ok=True)
+    monitor = ("-qmp", f"unix:{home}/qmp/{name}.qmp,server=on,wait=off")
+    return GuestConfig(name=name, code="count", extra=(*monitor, *extra), **more)
+
+
+class Daemon:
+    """One `hwerr-guard run`, with its own state and run directories below `home`."""
+
+    def __init__(self, home: Path, policy: str = "", vm: str = "") -> None:
+        self.home = home
+        (home / "qmp").mkdir(exist_ok=True)
+        self.policy = home / "guard.toml"
+        self.policy.write_text(
+            f'state_dir = "{home}/state"\nrun_dir = "{home}/run"\n{policy}\n'
+            f'[[vm]]\nqmp = "{home}/qmp/*.qmp"\n{vm}\n',
+            encoding="utf-8",
+        )
+        self.log = home / "log"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, *, fault: str | None = None, ready: bool = True) -> Self:
+        """Returns when it says READY; with `fault`, or without `ready`, at once."""
+        address = self.home / "notify"
+        address.unlink(missing_ok=True)
+        environment = {k: v for k, v in os.environ.items() if k != "HWERR_GUARD_FAULT"}
+        environment["NOTIFY_SOCKET"] = str(address)
+        if fault:
+            environment["HWERR_GUARD_FAULT"] = fault
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener, self.log.open("ab") as log:
+            listener.bind(str(address))
+            self.process = subprocess.Popen(
+                ["hwerr-guard", "--policy", str(self.policy), "run"],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
+            )  # fmt: skip
+            pidfd = os.pidfd_open(self.process.pid)
+            try:
+                deadline = time.monotonic() + LIMIT
+                while ready:
+                    found, _, _ = select.select([listener, pidfd], [], [], deadline - time.monotonic())
+                    if listener in found:
+                        if b"READY=1" in listener.recv(4096):
+                            break
+                    elif pidfd in found and fault:
+                        break
+                    else:
+                        raise AssertionError(f"the daemon is not ready: {self.said()}")
+            finally:
+                os.close(pidfd)
+        return self
+
+    def said(self) -> str:
+        return self.log.read_text("utf-8", "replace")
+
+    def kill(self) -> None:
+        """kill -9."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait(LIMIT)
+
+    def wait_killed(self) -> None:
+        """Until its fault point has killed it."""
+        assert self.process is not None
+        assert self.process.wait(LIMIT) == -signal.SIGKILL, self.said()
+
+    def stop(self) -> int:
+        """SIGTERM; the exit status."""
+        assert self.process is not None
+        self.process.terminate()
+        return self.process.wait(LIMIT)
+
+    def __enter__(self) -> Self:
+        return self.start() if self.process is None else self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.kill()
+        if kind is not None:
+            print(self.said())
+
+    def run(self, *argv: str) -> subprocess.CompletedProcess[str]:
+        """A control verb to its end."""
+        done = subprocess.run(
+            ["hwerr-guard", "--policy", str(self.policy), *argv],
+            capture_output=True, text=True, check=False, timeout=LIMIT,
+        )  # fmt: skip
+        assert "Traceback" not in done.stderr, done.stderr
+        return done
+
+    def ask(self, verb: str, **more: Any) -> tuple[list[Any], int, str | None]:
+        """A verb over the control socket: lines, exit status, error."""
+        lines = []
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(LIMIT)
+            sock.connect(str(self.home / "run/control"))
+            sock.sendall(json.dumps({"verb": verb, **more}).encode() + b"\n")
+            with sock.makefile("rb") as answers:
+                for answer in answers:
+                    message = json.loads(answer)
+                    if "end" in message:
+                        return lines, message["end"]["status"], message["end"]["error"]
+                    lines.append(message["line"])
+        raise AssertionError(f"the daemon hung up: {self.said()}")
+
+    def status(self) -> dict[str, Any]:
+        (form,), _, _ = self.ask("status")
+        return form
+
+    def vm(self, name: str) -> dict[str, Any]:
+        (found,) = [v for v in self.status()["vms"] if v["name"] == name]
+        return found
+
+    def incidents(self) -> list[dict[str, Any]]:
+        """From disk."""
+        paths = sorted((self.home / "state/incidents").glob("*/incident.json"))
+        return [json.loads(p.read_text("utf-8")) for p in paths]
+
+    def follow(self) -> Follower:
+        return Follower(self.home / "run/control")
+
+    def await_state(self, states: Sequence[str], vm: str) -> dict[str, Any]:
+        """Until an incident of that VM is in one of these states; the incident."""
+        with self.follow() as events:
+            while True:
+                found = [i for i in self.incidents() if i["vm"] == vm and i["state"] in states]
+                if found:
+                    return found[-1]
+                events.next()
+
+
+class Follower:
+    """`events` of a daemon."""
+
+    def __init__(self, path: Path) -> None:
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.settimeout(LIMIT)
+        self._socket.connect(str(path))
+        self._socket.sendall(b'{"verb": "events"}\n')
+        self._lines = self._socket.makefile("rb")
+
+    def next(self, *wanted: str) -> dict[str, Any]:
+        """The next event, of one of these names if any is given."""
+        while line := self._lines.readline():
+            message = json.loads(line)
+            if "line" not in message:
+                raise AssertionError(message)
+            if not wanted or message["line"]["event"] in wanted:
+                return dict(message["line"])
+        raise AssertionError("the daemon hung up")
+
+    def __enter__(self) -> Self:
+        # It follows when it is answered.
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lines.close()
+        self._socket.close()
+
+
+def vcpu_time(guest: Guest) -> list[tuple[int, int]]:
+    """(guest time in ticks, ns on CPU) of each vCPU thread. Both stand still when the guest does."""
+    found = []
+    for task in sorted(Path(f"/proc/{guest.pid}/task").iterdir()):
+        if (task / "comm").read_text("ascii").startswith("CPU "):
+            fields = (task / "stat").read_text("ascii").rpartition(")")[2].split()
+            # proc(5), field 43: guest_time.
+            found.append((int(fields[40]), int((task / "schedstat").read_text("ascii").split()[0])))
+    assert found, "no vCPU thread"
+    return found
+
+
+def counter(guest: Guest, hva: int) -> int:
+    """The guest's own counter, read from outside QEMU."""
+    fd = os.open(f"/proc/{guest.pid}/mem", os.O_RDONLY)
+    try:
+        return int.from_bytes(os.pread(fd, 4, hva), "little")
+    finally:
+        os.close(fd)
