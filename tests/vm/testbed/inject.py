@@ -194,6 +194,8 @@ def aer(record: AerRecord, mask_override: bool = False) -> None:
     """
     if record.device is None:
         raise TestbedError("the record names no device; give one with --bdf")
+    # Bits of an earlier injection that nobody cleared would be reported again.
+    _undo_aer_inject()
     modprobe("aer_inject", f"aer_mask_override={int(mask_override)}")
     domain, bus, slot, function = _split_address(pci_address(record.device))
     # struct aer_error_inj of drivers/pci/pcie/aer_inject.c
