@@ -54,6 +54,33 @@ static inline int hwerr_page_mapcount(struct folio *folio, struct page *page)
 #endif
 }
 
+/*
+ * Page table entries that are not present and name a page all the same: it
+ * migrates, or is poisoned.
+ */
+#if __has_include(<linux/leafops.h>)
+/* 6.19, 68aa2fdbf57f ("mm: introduce leaf entry type and use to simplify leaf entry logic") */
+#include <linux/leafops.h>
+#define hwerr_leaf_pte(pte)	softleaf_from_pte(pte)
+#define hwerr_leaf_pmd(pmd)	softleaf_from_pmd(pmd)
+
+static inline bool hwerr_leaf_names(softleaf_t entry, unsigned long pfn)
+{
+	return (softleaf_is_migration(entry) || softleaf_is_hwpoison(entry)) &&
+	       softleaf_to_pfn(entry) == pfn;
+}
+#else
+#include <linux/swapops.h>
+#define hwerr_leaf_pte(pte)	pte_to_swp_entry(pte)
+#define hwerr_leaf_pmd(pmd)	pmd_to_swp_entry(pmd)
+
+static inline bool hwerr_leaf_names(swp_entry_t entry, unsigned long pfn)
+{
+	return (is_migration_entry(entry) || is_hwpoison_entry(entry)) &&
+	       swp_offset_pfn(entry) == pfn;
+}
+#endif
+
 /* A file whose pages no process can map: guest_memfd. */
 static inline bool hwerr_mapping_inaccessible(struct address_space *mapping)
 {

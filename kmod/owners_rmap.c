@@ -85,12 +85,6 @@ INTERVAL_TREE_DEFINE(struct anon_vma_chain, rb, unsigned long, rb_subtree_last,
 		     avc_first_pgoff, avc_end_pgoff,
 		     static __maybe_unused, anon_tree)
 
-static bool entry_names(swp_entry_t entry, unsigned long pfn)
-{
-	return (is_migration_entry(entry) || is_hwpoison_entry(entry)) &&
-	       swp_offset_pfn(entry) == pfn;
-}
-
 /* A huge page's entry at some level, present or not; @head: pfn it must name. */
 static enum hwerr_pt huge_entry(pte_t pte, unsigned long head)
 {
@@ -98,7 +92,7 @@ static enum hwerr_pt huge_entry(pte_t pte, unsigned long head)
 		return HWERR_PT_OTHER;
 	if (pte_present(pte))
 		return pte_pfn(pte) == head ? HWERR_PT_PRESENT : HWERR_PT_OTHER;
-	return entry_names(pte_to_swp_entry(pte), head) ? HWERR_PT_ENTRY : HWERR_PT_OTHER;
+	return hwerr_leaf_names(hwerr_leaf_pte(pte), head) ? HWERR_PT_ENTRY : HWERR_PT_OTHER;
 }
 
 static enum hwerr_pt pt_walk(struct vm_area_struct *vma, unsigned long va,
@@ -140,8 +134,8 @@ static enum hwerr_pt pt_walk(struct vm_area_struct *vma, unsigned long va,
 		return huge_entry(__pte(pmd_val(pmd)),
 				  pfn & ~((PMD_SIZE >> PAGE_SHIFT) - 1));
 	if (!pmd_present(pmd))
-		return entry_names(pmd_to_swp_entry(pmd),
-				   pfn & ~((PMD_SIZE >> PAGE_SHIFT) - 1)) ?
+		return hwerr_leaf_names(hwerr_leaf_pmd(pmd),
+					pfn & ~((PMD_SIZE >> PAGE_SHIFT) - 1)) ?
 		       HWERR_PT_ENTRY : HWERR_PT_OTHER;
 	if (pmd_leaf(pmd))
 		return pmd_pfn(pmd) + ((va & ~PMD_MASK) >> PAGE_SHIFT) == pfn ?
