@@ -29,7 +29,7 @@
 #include "ring.h"
 
 #define POOL_DRAFTS	64	/* bits of pool.free */
-#define TEXT_MAX	255
+#define TEXT_ROOM	256	/* of a line, its NUL included; a multiple of 8 */
 #define RECENT_ERRORS	32
 #define LINKED_PAGES	64
 #define COALESCE_NS	NSEC_PER_SEC
@@ -102,7 +102,7 @@ void hwerr_draft_ident(struct hwerr_draft *draft, u64 a, u64 b, u64 c, u64 d)
 		draft->ident = ident_of(draft->rec.source, a, b, c, d);
 }
 
-static struct hwerr_draft *pool_get(void)
+static inline struct hwerr_draft *pool_get(void)
 {
 	s64 free = atomic64_read(&pool.free);
 	int i;
@@ -124,24 +124,37 @@ struct hwerr_draft *hwerr_draft_get(u8 source, u8 severity)
 		hwerr_ring_drop(severity, source);
 		return NULL;
 	}
-	/* The head only: whoever appends to @buf clears what it takes. */
-	memset(d, 0, offsetof(struct hwerr_draft, buf) + sizeof(d->rec));
+	/* Whoever appends to @buf clears what it takes. */
+	d->ident = 0;
+	d->phys_addr = 0;
+	d->phys_len = 0;
+	d->pdev = NULL;
+	d->no_link = false;
 	d->rec.len = sizeof(d->rec);
 	d->rec.hdr_len = sizeof(d->rec);
 	d->rec.version = HWERR_ABI_VERSION;
-	d->rec.source = source;
 	d->rec.severity = severity;
-	d->rec.count = 1;
-	d->rec.cpu = raw_smp_processor_id();
+	d->rec.source = source;
+	d->rec.kind = 0;
+	d->rec.component = 0;
+	d->rec.flags = 0;
+	d->rec.lost = 0;
+	d->rec.seq = 0;
+	d->rec.id = HWERR_NO_ID;
 	d->rec.time_mono_ns = ktime_get_ns();
 	d->rec.time_real_ns = ktime_mono_to_real(d->rec.time_mono_ns);
+	d->rec.cpu = raw_smp_processor_id();
+	d->rec.count = 1;
+	d->rec.raw_severity = 0;
+	d->rec.pad = 0;
 	return d;
 }
 
 void hwerr_draft_put(struct hwerr_draft *d)
 {
 	/* Never the last reference: the device is bound or being reported. */
-	pci_dev_put(d->pdev);
+	if (d->pdev)
+		pci_dev_put(d->pdev);
 	d->pdev = NULL;
 	/* Pairs with the exchange in pool_get(): whoever gets it has it alone. */
 	smp_mb__before_atomic();
@@ -159,45 +172,62 @@ void *hwerr_draft_info(struct hwerr_draft *d, u16 type, size_t len)
 		return NULL;
 	}
 	info = (void *)d->buf + d->rec.len;
-	memset(info, 0, len);
+	hwerr_clear(info, len);
 	info->len = len;
 	info->type = type;
 	d->rec.len += len;
 	return info;
 }
 
+/* Appends to the line of @n characters in @t, which has room for @room; its length. */
+static size_t text_add(struct hwerr_draft *d, char *t, size_t n, size_t room, const char *s)
+{
+	ssize_t more = strscpy(t + n, s, room - n);
+
+	if (more >= 0)
+		return n + more;
+	d->rec.flags |= HWERR_F_INFO_TRUNCATED;
+	return room - 1;
+}
+
 void hwerr_draft_line(struct hwerr_draft *d, const char *a, const char *b)
 {
-	size_t na = a ? strnlen(a, TEXT_MAX) : 0;
-	size_t nb = b ? strnlen(b, TEXT_MAX - na) : 0;
-	size_t colon = na && nb ? 2 : 0;
-	struct hwerr_info_text *t;
+	struct hwerr_info_text *t = (void *)d->buf + d->rec.len;
+	size_t room = sizeof(d->buf) - d->rec.len;
+	size_t n = 0, len;
 
-	if (!na && !nb)
+	if (room < sizeof(*t) + 8) {
+		d->rec.flags |= HWERR_F_INFO_TRUNCATED;
 		return;
-	t = hwerr_draft_info(d, HWERR_INFO_TEXT, sizeof(*t) + na + colon + nb + 1);
-	if (!t)
+	}
+	room = min_t(size_t, room - sizeof(*t), TEXT_ROOM);
+	if (a)
+		n = text_add(d, t->text, n, room, a);
+	if (b && *b) {
+		if (n)
+			n = text_add(d, t->text, n, room, ": ");
+		n = text_add(d, t->text, n, room, b);
+	}
+	if (!n)
 		return;
-	memcpy(t->text, a, na);
-	memcpy(t->text + na, ": ", colon);
-	memcpy(t->text + na + colon, b, nb);
+	len = ALIGN(sizeof(*t) + n + 1, 8);
+	memset(t->text + n, 0, len - sizeof(*t) - n);
+	t->head.len = len;
+	t->head.type = HWERR_INFO_TEXT;
+	t->head.flags = 0;
+	d->rec.len += len;
 }
 
 void hwerr_draft_text(struct hwerr_draft *d, const char *fmt, ...)
 {
-	char line[TEXT_MAX + 1];
-	struct hwerr_info_text *t;
+	char line[TEXT_ROOM];
 	va_list args;
-	int n;
 
 	va_start(args, fmt);
-	n = vscnprintf(line, sizeof(line), fmt, args);
+	if (vsnprintf(line, sizeof(line), fmt, args) >= sizeof(line))
+		d->rec.flags |= HWERR_F_INFO_TRUNCATED;
 	va_end(args);
-	if (!n)
-		return;
-	t = hwerr_draft_info(d, HWERR_INFO_TEXT, sizeof(*t) + n + 1);
-	if (t)
-		memcpy(t->text, line, n);
+	hwerr_draft_line(d, line, NULL);
 }
 
 void *hwerr_record_find(struct hwerr_record *rec, u16 type)
@@ -289,7 +319,7 @@ static void recent_first(struct hwerr_recent *e, u64 ident, struct hwerr_record 
 	raw_spin_lock_irqsave(&recent.lock, flags);
 	if (e->ident == ident && !e->id) {
 		e->id = rec->id;
-		memcpy(e->rec, rec, rec->len);
+		hwerr_copy(e->rec, rec, rec->len);
 	}
 	raw_spin_unlock_irqrestore(&recent.lock, flags);
 }
@@ -309,7 +339,7 @@ static void recent_fn(struct work_struct *work)
 		raw_spin_lock_irq(&recent.lock);
 		due = d && e->ident && e->pending && e->id && e->until <= now;
 		if (due) {
-			memcpy(d->buf, e->rec, e->rec->len);
+			hwerr_copy(d->buf, e->rec, e->rec->len);
 			d->rec.count = e->pending;
 			d->rec.id = e->id;
 			d->rec.time_mono_ns = e->mono_ns;
@@ -374,7 +404,7 @@ static void link_add(struct hwerr_record *rec, u64 pfn)
 	raw_spin_unlock_irqrestore(&linked.lock, flags);
 }
 
-static void publish(struct hwerr_record *rec, struct hwerr_recent *entry, u64 ident, bool link)
+static __always_inline void publish(struct hwerr_record *rec, struct hwerr_recent *entry, u64 ident, bool link)
 {
 	struct hwerr_info_memory *m = NULL;
 	u64 pfn = 0;
@@ -392,7 +422,7 @@ static void publish(struct hwerr_record *rec, struct hwerr_recent *entry, u64 id
 		recent_first(entry, ident, rec);
 }
 
-static void finish(struct hwerr_draft *d)
+static __always_inline void finish(struct hwerr_draft *d)
 {
 	struct hwerr_recent *entry = NULL;
 

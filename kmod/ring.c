@@ -74,7 +74,7 @@ static struct hwerr_record *ring_at(struct hwerr_ring *ring, u64 pos)
 }
 
 /* The first record at or after @pos, which moves there; NULL at the head. */
-static struct hwerr_record *ring_skip_filler(struct hwerr_ring *ring, u64 *pos)
+static __always_inline struct hwerr_record *ring_skip_filler(struct hwerr_ring *ring, u64 *pos)
 {
 	struct hwerr_record *rec;
 
@@ -147,7 +147,7 @@ static void audience_evict(struct hwerr_record *rec)
 	}
 }
 
-static void ring_evict(struct hwerr_ring *ring)
+static __always_inline void ring_evict(struct hwerr_ring *ring)
 {
 	struct hwerr_record *rec = ring_skip_filler(ring, &ring->tail);
 
@@ -190,7 +190,7 @@ u64 hwerr_ring_push(struct hwerr_record *rec, bool count)
 	rec->seq = core.next_seq;
 	if (rec->id == HWERR_NO_ID)
 		rec->id = rec->seq;
-	memcpy(ring_at(ring, ring->head), rec, rec->len);
+	hwerr_copy(ring_at(ring, ring->head), rec, rec->len);
 	ring->head += rec->len;
 	core.pushed.n[rec->severity][rec->source]++;
 	core.total.records++;
@@ -449,7 +449,7 @@ bool hwerr_reader_peek(struct hwerr_reader *r, struct hwerr_peek *p, bool copy)
 			p->source = best->source;
 			p->len = best->len;
 			if (copy)
-				memcpy(r->bounce, best, best->len);
+				hwerr_copy(r->bounce, best, best->len);
 		}
 		raw_spin_unlock_irq(&core.lock);
 	} while (!steps);

@@ -88,6 +88,29 @@ struct hwerr_peek {
 
 extern wait_queue_head_t hwerr_waitq;
 
+/*
+ * Records and infos are whole words, mostly too few for string instructions to
+ * pay; volatile, or the compiler makes it a memcpy() again.
+ */
+static inline void hwerr_copy(void *to, const void *from, u32 len)
+{
+	const u64 *end = from + len;
+	const u64 *f = from;
+	u64 *t = to;
+
+	while (f < end)
+		WRITE_ONCE(*t++, *f++);
+}
+
+static inline void hwerr_clear(void *to, u32 len)
+{
+	const u64 *end = to + len;
+	u64 *t = to;
+
+	while (t < end)
+		WRITE_ONCE(*t++, 0);
+}
+
 int hwerr_ring_init(unsigned int bytes);
 void hwerr_ring_exit(void);
 
