@@ -19,9 +19,9 @@
  *   extlog        sev=.. seq=.. type=.. addr=.. mask=.. node=.. card=.. module=..
  *                 fru=GUID text=text up to the end of the line
  *   non_standard  sev=.. section=GUID fru=GUID data=hex text=text up to the end
- *   bench         n=.. ce=0 ue=0: raises mc_event that often, each another error, without
- *                 an address; ce=1: corrected, but for every ue-th. Then bench_ns holds
- *                 what it took
+ *   bench         n=.. ce=0 ue=0 step=1: raises mc_event that often, each another error,
+ *                 or with step=0 the same, without an address; ce=1: corrected, but for
+ *                 every ue-th. Then bench_ns holds what it took
  *   splat         any line: WARN(), so that the test bed can test itself
  *
  * Two memory controllers of two channels with two slots each; their DIMMs are
@@ -303,9 +303,10 @@ static u64 sim_bench_ns;
 
 static int sim_bench(char *line)
 {
-	u64 n = 0, ce = 0, ue = 0, i, start;
+	u64 n = 0, ce = 0, ue = 0, step = 1, i, start;
 	const struct sim_key keys[] = {
-		{ "n", SIM_U64, &n }, { "ce", SIM_U64, &ce }, { "ue", SIM_U64, &ue }, {}
+		{ "n", SIM_U64, &n }, { "ce", SIM_U64, &ce }, { "ue", SIM_U64, &ue },
+		{ "step", SIM_U64, &step }, {}
 	};
 	int err = sim_parse(line, keys);
 
@@ -316,7 +317,7 @@ static int sim_bench(char *line)
 		bool corrected = ce && !(ue && i % ue == 0);
 
 		trace_mc_event(corrected ? HW_EVENT_ERR_CORRECTED : HW_EVENT_ERR_UNCORRECTED,
-			       "bench", "DIMM_A1", 1, 0, 0, 0, -1, 0, 6, i, "");
+			       "bench", "DIMM_A1", 1, 0, 0, 0, -1, 0, 6, i * step, "");
 		if (i % 64 == 63)
 			cond_resched();
 	}
