@@ -3,7 +3,10 @@
 #ifndef HWERR_BPF_H
 #define HWERR_BPF_H
 
+/* Kernels from 6.18 on have a struct of their own of this name. */
+#define hwerr_info hwerr_info___kernel
 #include "vmlinux.h"
+#undef hwerr_info
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_core_read.h>
 #include <bpf/bpf_tracing.h>
