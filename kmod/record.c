@@ -404,7 +404,8 @@ static void link_add(struct hwerr_record *rec, u64 pfn)
 	raw_spin_unlock_irqrestore(&linked.lock, flags);
 }
 
-static __always_inline void publish(struct hwerr_record *rec, struct hwerr_recent *entry, u64 ident, bool link)
+static __always_inline void publish(struct hwerr_record *rec, struct hwerr_recent *entry,
+				    u64 ident, bool link)
 {
 	struct hwerr_info_memory *m = NULL;
 	u64 pfn = 0;
