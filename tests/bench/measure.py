@@ -112,15 +112,18 @@ def owners(scan: Path, sizes: list[int], rounds: int = 60) -> list[dict[str, Any
 
 def storms(binary: Path, counts: tuple[int, ...] = (1, 4, 16), rounds: int = 5) -> list[dict[str, Any]]:
     """Storms of mc_event, as fast as the kernel raises them, with so many readers."""
-    rows: list[dict[str, Any]] = [{"readers": n, "exact": True, "cpu_ns": [], "lost": []} for n in counts]
+    rows: list[dict[str, Any]] = [
+        {"readers": n, "exact": True, "whole": True, "cpu_ns": [], "lost": []} for n in counts
+    ]
     uncorrected = -(-STORM // STORM_UE)
     for _ in range(rounds):
         for row in rows:
             line = f"n={STORM} ce=1 ue={STORM_UE}"
             told = json.loads(subprocess.check_output([binary, str(row["readers"]), SIM / "bench", line]))
             for read, lost, worse, _cpu in told:
+                row["exact"] &= read + lost == STORM
+                row["whole"] &= worse == uncorrected
                 if read + lost != STORM or worse != uncorrected:
-                    row["exact"] = False
                     say(f"  NOT exact: {read} read + {lost} lost, {worse} of {uncorrected} uncorrected")
             row["cpu_ns"].append(sum(t[3] for t in told) / sum(t[0] for t in told))
             row["lost"].append(sum(t[1] for t in told) / len(told) / STORM)
