@@ -181,8 +181,23 @@ static struct task_struct *mm_task(struct hwerr_owners *o, struct mm_struct *mm)
 	struct task_struct *task = NULL, *p, *t;
 	unsigned int left = PROCESSES_MAX;
 
+again:
 	rcu_read_lock();
 	task = hwerr_mm_owner(mm);
+	/*
+	 * fork() puts a child's address space into the reverse map before the
+	 * child may not fail any more; if it fails, copy_process() frees it after a
+	 * grace period whoever holds a reference, and its signal_struct at once. A
+	 * child is TASK_NEW from before it has an mm until it runs, TASK_DEAD
+	 * from when fork() failed; only then is it what references keep.
+	 */
+	if (task && READ_ONCE(task->__state) & (TASK_NEW | TASK_DEAD)) {
+		rcu_read_unlock();
+		if (hwerr_owners_wait(o))
+			goto again;
+		o->flags |= HWERR_F_OWNERS_UNKNOWN;
+		return NULL;
+	}
 	if (task)
 		goto found;
 	/*
