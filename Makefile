@@ -19,6 +19,12 @@ test-long:	## what takes too long for `make test`: storms of loading and unloadi
 	scripts/setup
 	HWERR_LONG=1 .venv/bin/python scripts/test --no-host --cpus amd --kernels "$(KERNELS)" tests/vm/test_module.py
 
+test-debug:	## all VM tests on a kernel that finds faults (KASAN, lockdep, kmemleak, ...)
+	scripts/setup
+	scripts/kernel debug
+	HWERR_RACES=20000 HWERR_RACES_SECONDS=900 HWERR_FUZZ_SECONDS=600 \
+		.venv/bin/python scripts/test --no-host --kernels debug
+
 check:		## style and types, without a VM (part of `make test`)
 	scripts/setup
 	scripts/check
@@ -43,5 +49,5 @@ clean:		## what was built here
 	rm -rf build
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help demo test test-long check bench setup module install uninstall clean
+.PHONY: help demo test test-long test-debug check bench setup module install uninstall clean
 .DEFAULT_GOAL := help

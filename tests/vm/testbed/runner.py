@@ -487,7 +487,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--kernel", default="6.1", metavar="VER", help="one of `scripts/kernel list` (default: %(default)s)")
     add("--cpu", choices=("amd", "intel"), default="amd",
         help="amd: nested KVM works; intel: takes real machine checks (default: %(default)s)")  # fmt: skip
-    add("--mem", default="3G", metavar="SIZE", help="memory (default: %(default)s)")
+    add("--mem", metavar="SIZE", help="memory (default: 3G; 4G for the debug kernel)")
     add("--smp", type=int, default=2, metavar="N", help="CPUs (default: %(default)s)")
     add("--timeout", type=float, default=1800, metavar="S",
         help="time for COMMAND; the VM is lost after it (default: %(default)g s)")  # fmt: skip
@@ -512,6 +512,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if any("=" not in e for e in args.env):
         parser.error("--env wants NAME=VALUE")
     args.command = command
+    args.mem = args.mem or ("4G" if args.kernel == "debug" else "3G")
     return args
 
 
