@@ -19,6 +19,8 @@ DEBUGFS = Path("/sys/kernel/debug")
 
 def modprobe(module: str, *args: str) -> None:
     """Load a module of the kernel's own. Raises TestbedError with modprobe's reason."""
+    if not args and loaded(module):
+        return
     done = subprocess.run(["modprobe", module, *args], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise TestbedError(f"module {module} does not load: {done.stderr.strip()}")

@@ -1,0 +1,557 @@
+# SPDX-License-Identifier: MIT
+"""Who is hit while everything moves.
+
+Families of processes (tests/races/churn.c) fork, exec, exit, split, move, page out,
+collapse, unmap and share their memory, KSM merges and compaction migrates it, forks fail,
+a CPU comes and goes, sources are unplugged and readers open and close; meanwhile errors
+are injected on the pages. What the processes logged of themselves is the judge:
+
+- nobody is named who cannot have had the page at that time;
+- whoever had it all the time is named, or the record says that somebody is missing.
+
+A splat ends the whole run (tests/vm/run).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import random
+import struct
+import subprocess
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from testbed import inject, pagemap
+from testbed.errors import TestbedError
+from testbed.guest import Guest, GuestConfig
+from testbed.kernel import DEBUGFS, load_sim, modprobe, put
+from testbed.records import MCI_ADDRV, MCI_EN, MCI_MISCV, MCI_VAL
+
+import hwerr_notify
+from hwerr_notify import Event, Flags, Severity, Source
+
+TOP = Path(__file__).resolve().parents[2]
+SOURCES = Path("/sys/module/hwerr/parameters/sources")
+CPU1 = Path("/sys/devices/system/cpu/cpu1/online")
+UNSURE = Flags.OWNERS_UNKNOWN | Flags.OWNERS_TRUNCATED
+PAGE = 4096
+KINDS = ("anon", "thp", "shared", "private", "huge", "ksm", "ksm")
+# Less than the families would like to have, so that many a fork fails when the child
+# has its memory already.
+PROCESSES = 22
+
+
+# -- the log -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Claim:
+    """struct claim of churn.c."""
+
+    pid: int
+    family: int
+    va: int
+    len: int
+    may_begin: int
+    must_begin: int
+    must_end: int
+    may_end: int
+    keeper: int
+
+    def may(self, start: int, end: int) -> bool:
+        """Whether it can have been so at some time between the two."""
+        return bool(self.may_begin) and self.may_begin <= end and (not self.may_end or self.may_end >= start)
+
+    def must(self, start: int, end: int) -> bool:
+        """Whether it was so all the time between the two."""
+        return (
+            bool(self.must_begin) and self.must_begin < start and (not self.must_end or self.must_end > end)
+        )
+
+    def kin(self, other: Claim) -> bool:
+        """Whether the two may share pages."""
+        return self.family == other.family or KINDS[self.family - 1] == KINDS[other.family - 1] == "ksm"
+
+
+class Log:
+    """The claims of a running churn."""
+
+    _HEAD, _CLAIM, _MAX = 64, struct.Struct("=IIQQQQQQQ"), 1 << 20
+
+    def __init__(self, path: Path) -> None:
+        with path.open("w+b") as file:
+            file.truncate(self._HEAD + self._MAX * self._CLAIM.size)
+            self._map = mmap.mmap(file.fileno(), 0)
+
+    @property
+    def used(self) -> int:
+        """Claims made so far."""
+        used: int = struct.unpack_from("=I", self._map)[0]
+        assert used < self._MAX, "the log is full: fewer injections, or a bigger one"
+        return used
+
+    @property
+    def forks_failed(self) -> int:
+        return int(struct.unpack_from("=Q", self._map, 8)[0])
+
+    def __getitem__(self, i: int) -> Claim:
+        return Claim(*self._CLAIM.unpack_from(self._map, self._HEAD + i * self._CLAIM.size))
+
+    def all(self) -> list[Claim]:
+        return [self[i] for i in range(self.used)]
+
+
+@contextmanager
+def churn(kinds: tuple[str, ...]) -> Iterator[Log]:
+    """The families, in a cgroup that is short of processes."""
+    out = TOP / "build" / "races"
+    subprocess.run(["make", "-s", "-C", TOP / "tests" / "races", f"OUT={out}"], check=True)
+    path = Path("/dev/shm/churn")
+    log = Log(path)
+    root = Path("/sys/fs/cgroup")
+    put(root / "cgroup.subtree_control", "+pids")
+    group = root / "churn"
+    group.mkdir(exist_ok=True)
+    put(group / "pids.max", str(PROCESSES))
+    with subprocess.Popen(
+        # Nice, or the kernel's workers wait for their turn after two dozen processes.
+        ["sh", "-c", 'echo 0 >"$0" && exec nice "$@"', group / "cgroup.procs", out / "churn", path, *kinds],
+        stdin=subprocess.PIPE,
+    ) as process:
+        try:
+            yield log
+            assert process.poll() is None, "churn ended"
+        finally:
+            put(group / "cgroup.kill", "1")
+            process.wait()
+            path.unlink()
+
+
+# -- errors --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One error and what came of it; times are CLOCK_MONOTONIC, ns."""
+
+    start: int
+    end: int
+    target: int
+    va: int
+    pfn: int
+    pfn_after: int | None
+    source: Source
+    named: tuple[tuple[int, int, int | None], ...]
+    unsure: bool
+
+
+def frame(pid: int, va: int) -> int | None:
+    try:
+        return pagemap.pfn_of(pid, va)
+    except TestbedError:
+        return None
+
+
+class Injector:
+    """Corrected errors on pages: machine checks, and EDAC's, whose tracepoint must not sleep."""
+
+    def __init__(self, sources: Sources | None = None) -> None:
+        self.device = hwerr_notify.open(sources=[Source.MCE, Source.EDAC])
+        self._serial = 0
+        self._sources = sources
+        self.unheard = 0
+        root = DEBUGFS / "mce-inject"
+        put(root / "flags", "sw\n")
+        put(root / "cpu", "0")
+        # A DRAM error of an AMD northbridge, 4 KiB.
+        put(root / "status", f"{MCI_VAL | MCI_EN | MCI_MISCV | MCI_ADDRV | 8 << 16:#x}")
+        self._files = {name: os.open(root / name, os.O_WRONLY) for name in ("addr", "misc", "bank")}
+
+    def _mce(self, addr: int, misc: int) -> None:
+        """As inject.mce(), with what does not change written once."""
+        for name, value in (("addr", addr), ("misc", misc), ("bank", 4)):
+            os.write(self._files[name], f"{value:#x}\n".encode())
+
+    def hit(self, pfn: int, source: Source) -> tuple[int, Event, int] | None:
+        """(time before, event, time after); None if its source was unplugged meanwhile."""
+        self._serial += 1
+        serial = self._serial
+        generation = self._sources.generation if self._sources else 0
+        start = time.monotonic_ns()
+        if source == Source.MCE:
+            self._mce(pfn * PAGE, serial << 32 | 2 << 6 | 12)
+        else:
+            inject.edac("ce", page=pfn, grain=PAGE, syndrome=serial)
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            for event in self.device.read(0.05):
+                if serial in (
+                    event.mce.misc >> 32 if event.mce else None,
+                    event.edac.syndrome if event.edac else None,
+                ):
+                    return start, event, time.monotonic_ns()
+            if self._sources and (generation & 1 or generation != self._sources.generation):
+                self.unheard += 1
+                return None
+        raise AssertionError(f"no event of error {serial} on frame {pfn:#x} ({source.name}) within 60 s")
+
+
+def aim(log: Log, keepers: list[int], rng: random.Random) -> tuple[int, int, int] | None:
+    """A page that somebody has now: (claim, address, frame)."""
+    used = log.used
+    recent = rng.randrange(max(0, used - 60), used)
+    at = recent if rng.random() < 0.4 else rng.choice(keepers[-2 * len(KINDS) :])
+    claim = log[at]
+    if not claim.pid or claim.may_end:
+        return None
+    va = claim.va + rng.randrange(claim.len // PAGE) * PAGE
+    pfn = frame(claim.pid, va)
+    return (at, va, pfn) if pfn else None
+
+
+def shoot(log: Log, count: int, seconds: float, sources: Sources, check: Callable[[], None]) -> list[Hit]:
+    """That many errors, or as many as there is time for."""
+    rng = random.Random(5)
+    hits: list[Hit] = []
+    keepers: list[int] = []
+    seen = 0
+    deadline = time.monotonic() + seconds
+    injector = Injector(sources)
+    with injector.device:
+        while len(hits) < count and time.monotonic() < deadline:
+            used = log.used
+            keepers += [i for i in range(seen, used) if log[i].keeper]
+            # A claim may become a keeper's a moment after it is made.
+            seen = max(seen, used - 100)
+            if not keepers:
+                continue
+            target = aim(log, keepers, rng)
+            if target is None:
+                continue
+            at, va, pfn = target
+            source = Source.EDAC if rng.random() < 0.3 else Source.MCE
+            got = injector.hit(pfn, source)
+            if got is None:
+                continue
+            start, event, end = got
+            owners = [(t.pid, t.va) for t in event.tasks] + [(g.pid, g.hva or 0) for g in event.guests]
+            named = tuple((pid, a, frame(pid, a)) for pid, a in owners)
+            after = frame(log[at].pid, va)
+            unsure = bool(event.flags & UNSURE)
+            hits.append(Hit(start, end, at, va, pfn, after, source, named, unsure))
+            check()
+    print(f"{len(hits)} errors judged, {injector.unheard} while their source was unplugged")
+    return hits
+
+
+# -- the judge -----------------------------------------------------------------
+
+
+@dataclass
+class Verdict:
+    wrong: list[str] = field(default_factory=list)
+    silent: list[str] = field(default_factory=list)
+    sure: int = 0
+    held: int = 0
+    held_unsure: int = 0
+    unproven: int = 0
+    names: int = 0
+
+
+def judge(hits: list[Hit], claims: list[Claim]) -> Verdict:
+    """What was said of each error, against what the processes logged."""
+    of = defaultdict(list)
+    for claim in claims:
+        of[claim.pid].append(claim)
+    verdict = Verdict()
+    for hit in hits:
+        target = claims[hit.target]
+        # It had this very frame all the time, so the frame was nobody else's but its kin's.
+        held = target.must(hit.start, hit.end) and hit.pfn_after == hit.pfn
+        text = f"{hit} target {target}"
+        for pid, va, pfn in hit.named:
+            verdict.names += 1
+            covering = [c for c in of.get(pid, ()) if c.va <= va < c.va + c.len and c.may(hit.start, hit.end)]
+            if held:
+                if not any(c.kin(target) for c in covering):
+                    verdict.wrong.append(f"{pid} at {va:#x}: {text}: its claims: {of.get(pid)}")
+            elif not covering and pfn != hit.pfn:
+                verdict.unproven += 1
+        if not held:
+            continue
+        verdict.held += 1
+        verdict.held_unsure += hit.unsure
+        if (target.pid, hit.va) not in {(pid, va) for pid, va, _ in hit.named} and not hit.unsure:
+            verdict.silent.append(text)
+    return verdict
+
+
+# -- what moves things ---------------------------------------------------------
+
+
+class Agitators:
+    """Threads that do something over and over until the block ends; what they raise is raised here."""
+
+    def __init__(self) -> None:
+        self.stop = threading.Event()
+        self.rounds: dict[str, int] = defaultdict(int)
+        self._threads: list[threading.Thread] = []
+        self._errors: list[BaseException] = []
+
+    def start(self, name: str, do: Callable[[], None], pause: float) -> None:
+        def run() -> None:
+            try:
+                while not self.stop.wait(pause):
+                    do()
+                    self.rounds[name] += 1
+            except BaseException as error:
+                self._errors.append(error)
+
+        self._threads.append(threading.Thread(target=run, name=name))
+        self._threads[-1].start()
+
+    def check(self) -> None:
+        if self._errors:
+            raise self._errors[0]
+
+    def __enter__(self) -> Agitators:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop.set()
+        for thread in self._threads:
+            thread.join()
+
+
+class Sources:
+    """Unplugs a source and plugs it in again. `generation` is odd while one is unplugged."""
+
+    def __init__(self, names: tuple[str, ...] = ("mce", "edac", "memory_failure", "aer", "cper")) -> None:
+        self.generation = 0
+        present = SOURCES.read_text("ascii").strip().split(",")
+        self._names = [n for n in names if n in present]
+        assert "mce" in self._names
+        self._rng = random.Random(6)
+
+    def toggle(self) -> None:
+        name = self._rng.choice(self._names)
+        self.generation += 1
+        put(SOURCES, f"-{name}")
+        put(SOURCES, f"+{name}")
+        self.generation += 1
+
+
+def read_a_little() -> None:
+    """Open, with a filter and without; wait a moment; close."""
+    with hwerr_notify.open(severities=[Severity.CORRECTED]) as one, hwerr_notify.open() as two:
+        one.read(0.01)
+        two.stats()
+        two.seek("oldest")
+        two.read_nonblocking()
+
+
+def split_huge_pages(log: Log) -> None:
+    """Splits what the last processes have of transparent huge pages."""
+    for i in range(max(0, log.used - 10), log.used):
+        claim = log[i]
+        if claim.pid and not claim.may_end and claim.len > 8 * PAGE:
+            # The process may have gone.
+            with contextlib.suppress(TestbedError):
+                put(DEBUGFS / "split_huge_pages", f"{claim.pid},{claim.va:#x},{claim.va + claim.len:#x}")
+
+
+@contextmanager
+def swap() -> Iterator[None]:
+    """Compressed memory to swap to."""
+    modprobe("zram")
+    put(Path("/sys/block/zram0/disksize"), "256M")
+    subprocess.run(["mkswap", "-q", "/dev/zram0"], check=True, capture_output=True)
+    subprocess.run(["swapon", "/dev/zram0"], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["swapoff", "/dev/zram0"], check=True)
+        put(Path("/sys/block/zram0/reset"), "1")
+
+
+@contextmanager
+def ksm() -> Iterator[None]:
+    """KSM at work."""
+    root = Path("/sys/kernel/mm/ksm")
+    put(root / "sleep_millisecs", "20")
+    put(root / "pages_to_scan", "1000")
+    put(root / "run", "1")
+    try:
+        yield
+    finally:
+        put(root / "run", "2")
+
+
+@contextmanager
+def offline_cpu_restored() -> Iterator[None]:
+    try:
+        yield
+    finally:
+        put(CPU1, "1")
+
+
+def races(count: int, seconds: float) -> None:
+    load_sim()
+    modprobe("mce-inject")
+    put(Path("/proc/sys/vm/nr_hugepages"), "24")
+    sources = Sources()
+    with ExitStack() as stack:
+        stack.enter_context(swap())
+        stack.enter_context(ksm())
+        stack.enter_context(offline_cpu_restored())
+        log = stack.enter_context(churn(KINDS))
+        agitators = stack.enter_context(Agitators())
+        online = [True]
+
+        def hotplug() -> None:
+            online[0] = not online[0]
+            put(CPU1, str(int(online[0])))
+
+        agitators.start("cpu", hotplug, 1.0)
+        agitators.start("sources", sources.toggle, 0.2)
+        agitators.start("readers", read_a_little, 0.05)
+        agitators.start("compaction", lambda: put(Path("/proc/sys/vm/compact_memory"), "1"), 1.0)
+        agitators.start("split", lambda: split_huge_pages(log), 0.2)
+        hits = shoot(log, count, seconds, sources, agitators.check)
+        agitators.check()
+        claims = log.all()
+        forks_failed = log.forks_failed
+    verdict = judge(hits, claims)
+    merged = int(Path("/sys/kernel/mm/ksm/full_scans").read_text("ascii"))
+    print(
+        f"{len(claims)} claims, {forks_failed} forks failed, KSM went round {merged} times, "
+        f"{dict(agitators.rounds)}; {verdict.names} names, {verdict.held} pages held all the time, of which "
+        f"{verdict.held_unsure} with somebody unknown; {verdict.unproven} names unproven"
+    )
+    assert not verdict.wrong, f"{len(verdict.wrong)} wrongly named, first: {verdict.wrong[0]}"
+    assert not verdict.silent, f"{len(verdict.silent)} owners missed in silence, first: {verdict.silent[0]}"
+    # The test did what it is for.
+    assert forks_failed
+    assert verdict.held >= len(hits) / 10
+    assert verdict.held_unsure <= verdict.held / 4
+    assert verdict.unproven <= 1 + verdict.names / 50
+    assert all(agitators.rounds[name] for name in ("cpu", "sources", "readers", "compaction", "split"))
+
+
+def test_owners_while_everything_moves() -> None:
+    races(1000, float(os.environ.get("HWERR_RACES_SECONDS", "25")))
+
+
+@pytest.mark.long
+def test_twenty_thousand_errors() -> None:
+    races(20_000, float(os.environ.get("HWERR_RACES_LONG_SECONDS", "inf")))
+
+
+# -- guests --------------------------------------------------------------------
+
+
+def emulators() -> list[int]:
+    """Processes that are QEMU at this moment, in whatever state."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/comm"):
+        with contextlib.suppress(OSError):
+            if path.read_text("utf-8").startswith("qemu-system"):
+                found.append(int(path.parent.name))
+    return found
+
+
+def own_page(pid: int, rng: random.Random) -> tuple[int, int] | None:
+    """(address, frame) of a page that only this process can have."""
+    try:
+        lines = Path(f"/proc/{pid}/maps").read_text("utf-8").splitlines()
+    except OSError:
+        return None
+    areas = []
+    for line in lines:
+        words = line.split()
+        if words[1].startswith("rw") and (words[4] == "0" or "/memfd:" in line):
+            start, end = (int(w, 16) for w in words[0].split("-"))
+            areas.append((start, end))
+    for _ in range(10):
+        if not areas:
+            return None
+        start, end = rng.choice(areas)
+        va = rng.randrange(start, end, PAGE)
+        if pfn := frame(pid, va):
+            return va, pfn
+    return None
+
+
+def guests_come_and_go(rounds: int) -> None:
+    load_sim()
+    modprobe("mce-inject")
+    bases: dict[int, int] = {}
+    rng = random.Random(7)
+    numbers = iter(range(rounds))
+
+    with Agitators() as agitators, ExitStack() as stack:
+        injector = Injector()
+        stack.enter_context(injector.device)
+        done = threading.Event()
+
+        def one() -> None:
+            number = next(numbers, None)
+            if number is None:
+                done.set()
+                return
+            backing = ("anon", "memfd", "thp", "memfd-private")[number % 4]
+            with Guest.start(GuestConfig(name=f"race{number}", mem=16 << 20, backing=backing)) as guest:
+                bases[guest.pid] = guest.gpa2hva(0x10000) - 0x10000
+                # Some hits on it while it runs.
+                agitators.stop.wait(1.0)
+
+        agitators.start("guests", one, 0.01)
+        judged = named = placed = 0
+        while not done.is_set():
+            agitators.check()
+            pids = emulators()
+            page = own_page(pid := rng.choice(pids), rng) if pids else None
+            if page is None:
+                # Between two guests there is none: nothing to wait for but the next.
+                done.wait(0.01)
+                continue
+            va, pfn = page
+            got = injector.hit(pfn, rng.choice((Source.MCE, Source.EDAC)))
+            assert got is not None
+            event = got[1]
+            if frame(pid, va) != pfn:
+                continue
+            judged += 1
+            owners = {(t.pid, t.va) for t in event.tasks} | {(g.pid, g.hva) for g in event.guests}
+            assert owners <= {(pid, va)}, f"{owners} named for {pid} at {va:#x}: {event}"
+            assert owners or event.flags & UNSURE, f"{pid} at {va:#x} is missed in silence: {event}"
+            named += bool(owners)
+            for g in event.guests:
+                # The first 640 KiB of a PC are the beginning of its memory.
+                if g.gpa is not None and g.gpa < 0xA0000 and g.pid in bases:
+                    assert g.hva == bases[g.pid] + g.gpa
+                    placed += 1
+        agitators.check()
+    print(f"{rounds} guests, {judged} errors judged, {named} named, {placed} guest-physical places compared")
+    assert len(bases) == rounds
+    assert judged >= 5 * rounds
+    assert named >= judged / 2
+
+
+@pytest.mark.amd
+def test_guests_that_come_and_go() -> None:
+    guests_come_and_go(2)
+
+
+@pytest.mark.long
+@pytest.mark.amd
+def test_many_guests_that_come_and_go() -> None:
+    guests_come_and_go(40)
