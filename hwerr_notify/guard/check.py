@@ -7,10 +7,10 @@ import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Literal
 
+from .. import bpf
 from .. import device as hwerr
 from .kernel import KernelGuard
 from .policy import Policy
@@ -68,12 +68,7 @@ def _stop(path: str) -> Capability:
 
 def _seal() -> Iterator[Capability]:
     freezer = Freezer().missing()
-    why: str | None
-    try:
-        module: Any = import_module("hwerr_notify.bpf")
-        why = module.Seal.available()
-    except ImportError:
-        why = "this package was built without BPF"
+    why = bpf.Seal.available()
     if why is None:
         yield Capability("seal", "ok", "KVM_RUN is refused by a BPF LSM program")
     elif freezer is None:

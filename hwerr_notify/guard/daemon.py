@@ -29,7 +29,7 @@ from .control import Control
 from .errors import Fault, GuardError, MonitorError
 from .front import Front
 from .inotify import DirectoryWatch
-from .kernel import KernelGuard, KernelStop
+from .kernel import KernelGuard
 from .metrics import Metrics
 from .monitor import Monitor, QmpMonitor
 from .notify import notify, watchdog_interval
@@ -424,7 +424,7 @@ class Guard:
         vm.degraded = text
         log.warning("VM %s is degraded: %s", vm.name, text)
         with suppress(Fault):
-            self.teller.mark("degraded", vm.name, {"vm": vm.name, "pid": vm.process.pid, "reason": text})
+            self.teller.mark("degraded", vm.name, self._marker(vm))
         self.publish({"event": "DEGRADED", "vm": vm.name, "reason": text})
         self.spawn(self._tell("degraded", vm, None, reason=text))
 
@@ -464,9 +464,9 @@ class Guard:
             self.incidents[known.id] = known
             return known
         if not cause.get("stopped"):
-            match self.kernel.stop(vm.process):
-                case KernelStop(mono_ns, _):
-                    cause = {**cause, "stopped": True, "stopped_mono_ns": mono_ns}
+            done = self.kernel.stop(vm.process)
+            if not isinstance(done, str):
+                cause = {**cause, "stopped": True, "stopped_mono_ns": done.mono_ns}
         incident = Incident(
             id=self.store.new_id(vm.name),
             boot_id=boot_id() or "",
@@ -554,7 +554,7 @@ class Guard:
         if incident.done("tell"):
             # The marker is not on disk: it goes with the boot, and the process.
             with suppress(Fault):
-                self.teller.mark("frozen", vm.name, self._facts(vm, incident))
+                self.teller.mark("frozen", vm.name, self._marker(vm))
             return
         began = time.time_ns()
         fault_point("before-tell")
@@ -562,7 +562,7 @@ class Guard:
         facts = self._facts(vm, incident)
         log.warning("VM %s is FROZEN (incident %s)", vm.name, incident.id)
         try:
-            self.teller.mark("frozen", vm.name, facts)
+            self.teller.mark("frozen", vm.name, self._marker(vm))
         except Fault as error:
             failed.append(str(error))
         if front := self.fronts.get(vm.key):
@@ -633,6 +633,11 @@ class Guard:
             "frozen_mono_ns": incident.frozen_mono_ns,
             "weaker": bool(incident.steps["seal"].facts.get("weaker")) if "seal" in incident.steps else None,
         }
+
+    @staticmethod
+    def _marker(vm: Vm) -> dict[str, Any]:
+        """packaging/ocf/guest reads it line by line with sed: keep it flat."""
+        return {"pid": vm.process.pid, "start_ticks": vm.process.start_ticks, "incident": vm.incident}
 
     async def _tell(self, occasion: str, vm: Vm, incident: Incident | None, **more: Any) -> None:
         facts = self._facts(vm, incident) if incident else {"vm": vm.name, "uuid": vm.uuid}

@@ -8,36 +8,25 @@ here then says so and does nothing.
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass
-from typing import Any
 
 from ..device import Device
 from ..enums import Severity
+from ..event import Stop
 from .process import Process
 
-__all__ = ["KernelGuard", "KernelStop"]
-
-
-@dataclass(frozen=True, slots=True)
-class KernelStop:
-    """`mono_ns`: CLOCK_MONOTONIC when the vCPUs had been told."""
-
-    mono_ns: int
-    vcpus: int
+__all__ = ["KernelGuard"]
 
 
 class KernelGuard:
-    """Arms and stops VMs through an open device."""
+    """Arms and stops VMs through an open device; without one, nothing."""
 
     def __init__(self, device: Device | None) -> None:
-        self._device: Any = device
+        self._device = device
 
     def missing(self) -> str | None:
         """None if there is one, else why not."""
         if self._device is None:
             return "/dev/hwerr is not open"
-        if not hasattr(self._device, "guard"):
-            return "this version of the package has no guard"
         try:
             self._device.guards()
         except OSError as error:
@@ -48,41 +37,34 @@ class KernelGuard:
 
     def arm(self, process: Process, severity: Severity) -> str | None:
         """Outlives this process; None, or why the kernel would not."""
-        if self._device is None or not hasattr(self._device, "guard"):
-            return "no guard in the kernel"
+        if self._device is None:
+            return "/dev/hwerr is not open"
         try:
             self._device.guard(process.pidfd, severity, keep=True)
         except OSError as error:
+            if error.errno == errno.ENXIO:
+                return "it does not run under KVM"
             return error.strerror or str(error)
         return None
 
-    def disarm(self, process: Process) -> None:
-        """Not an error if it was not armed."""
-        if self._device is not None and hasattr(self._device, "unguard"):
-            try:
-                self._device.unguard(process.pidfd)
-            except OSError:
-                return
-
-    def stop(self, process: Process) -> KernelStop | str:
+    def stop(self, process: Process) -> Stop | str:
         """Stops every KVM guest of the process now; why not, if not."""
-        if self._device is None or not hasattr(self._device, "stop"):
-            return "no guard in the kernel"
+        if self._device is None:
+            return "/dev/hwerr is not open"
         try:
-            done = self._device.stop(process.pidfd)
+            return self._device.stop(process.pidfd)
         except OSError as error:
             return error.strerror or str(error)
-        return KernelStop(int(done.time_mono_ns), int(done.vcpus))
 
     def stopped_ns(self, process: Process) -> int | None:
         """When (CLOCK_MONOTONIC) a guard last stopped it, None if none has or none can tell."""
-        if self._device is None or not hasattr(self._device, "guards"):
+        if self._device is None:
             return None
         try:
             guards = self._device.guards()
         except OSError:
             return None
         for guard in guards:
-            if process.is_of(int(guard.pid), int(guard.start_ns)) and guard.stops:
-                return int(getattr(guard, "stopped_ns", 0) or 0)
+            if process.is_of(guard.pid, guard.start_ns) and guard.stops:
+                return guard.stopped_ns
         return None

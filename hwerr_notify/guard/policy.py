@@ -109,10 +109,12 @@ def _line(text: str, where: tuple[str | int, ...]) -> int:
         at: tuple[str | int, ...]
         if match := re.match(r"\s*\[\[\s*([^]]+?)\s*\]\]", line):
             name = match[1]
+            # What is below it begins anew.
+            counts = {k: n for k, n in counts.items() if not k.startswith(f"{name}.")}
             counts[name] = counts.get(name, -1) + 1
-            at = table = (*name.split("."), counts[name])
+            at = table = _numbered(name, counts)
         elif match := re.match(r"\s*\[\s*([^]]+?)\s*\]", line):
-            at = table = tuple(match[1].split("."))
+            at = table = _numbered(match[1], counts)
         elif match := re.match(r"\s*([A-Za-z0-9_.\"'-]+)\s*=", line):
             at = (*table, *(part.strip("\"'") for part in match[1].split(".")))
         else:
@@ -120,6 +122,17 @@ def _line(text: str, where: tuple[str | int, ...]) -> int:
         if len(at) > best_length and where[: len(at)] == at:
             best, best_length = number, len(at)
     return best
+
+
+def _numbered(name: str, counts: dict[str, int]) -> tuple[str | int, ...]:
+    """The dotted name of a table, with the numbers of the arrays that it is in."""
+    found: list[str | int] = []
+    parts = name.split(".")
+    for n, part in enumerate(parts, 1):
+        found.append(part)
+        if (number := counts.get(".".join(parts[:n]))) is not None:
+            found.append(number)
+    return tuple(found)
 
 
 def _name(where: tuple[str | int, ...]) -> str:

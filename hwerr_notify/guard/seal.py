@@ -14,12 +14,12 @@ import select
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from .. import bpf
 from .errors import Fault
-from .process import Process
+from .process import TICK_NS, Process
 
 __all__ = ["Freezer", "Sealed", "Sealer"]
 
@@ -92,18 +92,15 @@ class Sealer:
     """Seals processes by the best means there is. Not for several threads at once."""
 
     def __init__(self) -> None:
-        self._lsm: Any = None
+        self._lsm: bpf.Seal | None = None
         self.why_weaker: str | None = "not loaded"
         self.freezer = Freezer()
 
     def open(self) -> None:
         """Loads the LSM program, or remembers why it could not be."""
         try:
-            module: Any = import_module("hwerr_notify.bpf")
-            self._lsm = module.Seal.load()
+            self._lsm = bpf.Seal.load()
             self.why_weaker = None
-        except ImportError:
-            self.why_weaker = "this package was built without BPF"
         except OSError as error:
             self.why_weaker = str(error.strerror or error)
 
@@ -120,7 +117,7 @@ class Sealer:
         entry = self._lsm.sealed().get(process.pid)
         if entry is None:
             return None
-        return int(getattr(entry, "refusals", entry))
+        return entry.refusals if entry.start_ns // TICK_NS == process.start_ticks else None
 
     async def seal(self, process: Process, *, kvm: bool, whole: bool, limit: float) -> Sealed:
         """`whole`: freeze the process too; without KVM there is nothing else. Fault if it is not sealed."""

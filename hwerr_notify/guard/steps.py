@@ -25,7 +25,7 @@ from typing import Any
 from . import disks, layout, net
 from .dump import Dumped, write_core
 from .errors import Fault, GuardError, MonitorError
-from .kernel import KernelGuard, KernelStop
+from .kernel import KernelGuard
 from .policy import Policy
 from .seal import Sealer
 from .store import FREEZING, Incident, Step, Store, write_durably
@@ -154,12 +154,12 @@ class Steps:
         by_kernel = bool(incident.cause.get("stopped")) or self.kernel.stopped_ns(vm.process) is not None
         how = "by the kernel, in the event path" if by_kernel else "by QEMU"
         if not by_kernel:
-            match self.kernel.stop(vm.process):
-                case KernelStop(mono_ns, vcpus):
-                    by_kernel, how = True, "by the kernel, on command"
-                    facts |= {"mono_ns": mono_ns, "vcpus": vcpus}
-                case str(reason):
-                    facts["kernel"] = reason
+            stopped = self.kernel.stop(vm.process)
+            if isinstance(stopped, str):
+                facts["kernel"] = stopped
+            else:
+                by_kernel, how = True, "by the kernel, on command"
+                facts |= {"mono_ns": stopped.mono_ns, "vcpus": stopped.vcpus}
         try:
             monitor = vm.need_monitor()
             if by_kernel:

@@ -3,18 +3,33 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import struct
 import subprocess
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from guarded import Daemon, counter, guest_config, vcpu_time
 from testbed import inject, pagemap
 from testbed.guest import COUNTER_GPA, Guest
+from testbed.qmp import Qmp, QmpError
+from testbed.records import MCI_ADDRV, MCI_EN, MCI_VAL, MceRecord
+from testbed.victim import Victim
+
+import hwerr_notify
+from hwerr_notify.bpf import Seal
 
 pytestmark = pytest.mark.amd
 
 HIT_GPA = 0x200000
+PAGE = 4096
 
 
 @pytest.fixture
@@ -31,6 +46,13 @@ def image(home: Path, name: str = "disk.qcow2", form: str = "qcow2") -> Path:
     return path
 
 
+def disk_options(disk: Path) -> tuple[str, ...]:
+    return (
+        "-blockdev", f"driver=qcow2,node-name=d0,file.driver=file,file.filename={disk}",
+        "-device", "virtio-blk-pci,drive=d0,id=vd0",
+    )  # fmt: skip
+
+
 def hit(guest: Guest, gpa: int = HIT_GPA) -> None:
     """An uncorrected error in the guest's memory: memory_failure() on the page."""
     inject.hwpoison(pagemap.pfn_of(guest.pid, guest.gpa2hva(gpa)))
@@ -38,30 +60,435 @@ def hit(guest: Guest, gpa: int = HIT_GPA) -> None:
 
 def locked_by_nobody(path: Path) -> bool:
     """Whether another QEMU could have the image."""
-    done = subprocess.run(["qemu-io", "-c", "write 0 4096", str(path)], capture_output=True, check=False)
-    return done.returncode == 0
+    argv = ["qemu-io", "-f", path.suffix[1:], "-c", "write -P 7 0 4096", str(path)]
+    return subprocess.run(argv, capture_output=True, check=False).returncode == 0
 
 
-def test_an_error_freezes_the_guest(home: Path) -> None:
+def tries_to_run(monitor: Qmp, *commands: str) -> None:
+    """Tells QEMU all of it, refused or not, until it says that the guest does not run."""
+    for command in commands:
+        with contextlib.suppress(QmpError):
+            monitor.execute(command)
+    while monitor.execute("query-status")["running"]:
+        monitor.wait_event("STOP")
+
+
+def core_ranges(path: Path) -> dict[int, tuple[int, int]]:
+    """PT_LOADs of a core: guest-physical address to (offset, length)."""
+    data = path.read_bytes()[:PAGE]
+    (count,) = struct.unpack_from("<H", data, 56)
+    found = {}
+    for n in range(count):
+        kind, _, offset, _, paddr, size, _, _ = struct.unpack_from("<IIQQQQQQ", data, 64 + 56 * n)
+        if kind == 1:
+            found[paddr] = offset, size
+    return found
+
+
+def core_bytes(path: Path, gpa: int, length: int) -> bytes:
+    for start, (offset, size) in core_ranges(path).items():
+        if start <= gpa < start + size:
+            with path.open("rb") as core:
+                core.seek(offset + gpa - start)
+                return core.read(length)
+    raise AssertionError(f"{gpa:#x} is not in {path}")
+
+
+# -- the whole -----------------------------------------------------------------
+
+
+def test_an_error_freezes_the_guest_for_good(home: Path) -> None:
     disk = image(home)
-    extra = ("-blockdev", f"driver=qcow2,node-name=d0,file.driver=file,file.filename={disk}",
-             "-device", "virtio-blk-pci,drive=d0,id=vd0", "-netdev", "user,id=n0",
-             "-device", "virtio-net-pci,netdev=n0")  # fmt: skip
+    extra = (*disk_options(disk), "-netdev", "user,id=n0", "-device", "virtio-net-pci,netdev=n0")
     with Guest.start(guest_config("web1", home, *extra)) as guest, Daemon(home) as daemon:
         assert daemon.vm("web1")["state"] == "guarded"
+        assert daemon.vm("web1")["stopped_by"] == "kernel", daemon.said()
+        assert daemon.run("status", "web1").returncode == 0
         assert not locked_by_nobody(disk)
         hva = guest.gpa2hva(COUNTER_GPA)
         with daemon.follow() as events:
             hit(guest)
             told = events.next("GUEST_FROZEN", "INCIDENT_FAILED")
-        assert told["event"] == "GUEST_FROZEN", (told, daemon.said())
+            assert told["event"] == "GUEST_FROZEN", daemon.said()
+            assert not told["weaker"]
+            before = vcpu_time(guest), counter(guest, hva)
+            dumped = events.next("INCIDENT_DUMPED", "INCIDENT_FAILED")
+        assert dumped["event"] == "INCIDENT_DUMPED", daemon.said()
         (incident,) = daemon.incidents()
         assert incident["state"] == "frozen"
-        assert daemon.vm("web1")["state"] == "frozen"
+        assert incident["cause"]["stopped"]
+        assert incident["steps"]["stop"]["detail"] == "by the kernel, in the event path"
         assert locked_by_nobody(disk)
-        before = vcpu_time(guest), counter(guest, hva)
-        print(daemon.said(), incident["steps"])
-        assert (vcpu_time(guest), counter(guest, hva)) == before
+        content = disk.read_bytes()
+
+        assert guest.qmp is not None
+        tries_to_run(guest.qmp, "cont")
+        tries_to_run(guest.qmp, "system_reset", "cont")
+        tries_to_run(guest.qmp, "system_wakeup", "cont", "system_reset", "cont")
+        os.kill(guest.pid, signal.SIGCONT)
+        tries_to_run(guest.qmp, "stop", "cont")
+        assert counter(guest, hva) == before[1]
+        assert [t for t, _ in vcpu_time(guest)] == [t for t, _ in before[0]]
+        assert daemon.vm("web1")["refused_runs"] > 0
+        assert disk.read_bytes() == content
+        assert locked_by_nobody(disk)
+        assert guest.alive()
+
+        (incident,) = daemon.incidents()
+        core = Path(incident["dump"]["path"])
+        assert [hex(HIT_GPA), PAGE] in incident["dump"]["skipped"]
+        assert core_bytes(core, COUNTER_GPA, 4) == before[1].to_bytes(4, "little")
+        assert core_bytes(core, HIT_GPA, PAGE) == bytes(PAGE)
+
         done = daemon.run("status", "web1")
         assert done.returncode == 10
         assert "FROZEN" in done.stdout
+        assert json.loads(daemon.run("inspect", incident["id"]).stdout)["state"] == "frozen"
+        done = daemon.run("clear", incident["id"])
+        assert done.returncode == 0, done.stderr
+        assert not guest.alive()
+        assert core.exists()
+        assert daemon.incidents()[0]["state"] == "cleared"
+        assert daemon.stop() == 0
+    with Seal.open_pinned() as seal:
+        assert guest.pid not in seal.sealed()
+
+
+def test_only_the_guest_that_was_hit(home: Path) -> None:
+    """Errors on neighbours, on other processes, of lesser severity: nothing happens."""
+    with (
+        Guest.start(guest_config("web1", home)) as guest,
+        Guest.start(guest_config("db1", home)) as other,
+        Guest.start(guest_config("spare", home)) as unguarded,
+        Victim() as victim,
+        Daemon(home, vm='name = "[wd]*"') as daemon,
+        daemon.follow() as events,
+    ):
+        assert {v["name"] for v in daemon.status()["vms"]} == {"web1", "db1"}
+        # Corrected, in the guest that must go on.
+        hpa = other.gpa2hpa(HIT_GPA)
+        inject.mce(MceRecord(status=MCI_VAL | MCI_EN | MCI_ADDRV | 8 << 16, bank=4, addr=hpa))
+        inject.hwpoison(victim.memory.pfn)
+        hit(unguarded)
+        # Records come in order: what these had done would have been done before this is told.
+        hit(guest)
+        first = events.next("GUEST_FROZEN", "INCIDENT_FAILED")
+        assert (first["event"], first["vm"]) == ("GUEST_FROZEN", "web1")
+        assert [v["state"] for v in daemon.status()["vms"]] == ["guarded", "frozen"]
+        assert (other.status(), unguarded.status()) == ("running", "running")
+        assert len(daemon.incidents()) == 1
+
+
+def test_an_error_while_the_daemon_is_away(home: Path) -> None:
+    with Guest.start(guest_config("web1", home)) as guest, Daemon(home) as daemon:
+        assert daemon.vm("web1")["state"] == "guarded"
+        daemon.kill()
+        with hwerr_notify.open(pid=guest.pid) as device:
+            hit(guest)
+            (event, *_) = device.read(30)
+        assert event.guests[0].stopped
+        daemon.start()
+        incident = daemon.await_state(("frozen", "failed"), "web1")
+        assert incident["state"] == "frozen"
+        assert incident["cause"]["source"] == "memory_failure"
+
+
+# -- killed in between -----------------------------------------------------------
+
+STEPS = ("stop", "record", "release", "seal", "tell", "keep")
+POINTS = [
+    "begin", "begun", "amid-release", "before-tell", "inside-tell", "after-tell", "before-keep", "inside-keep",
+    *(f"{when}-{step}" for step in STEPS[:4] for when in ("before", "inside", "after")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_killed_and_started_again(home: Path, point: str) -> None:
+    disk = image(home)
+    with Guest.start(guest_config("web1", home, *disk_options(disk))) as guest:
+        hva = guest.gpa2hva(COUNTER_GPA)
+        with Daemon(home).start(fault=point) as daemon:
+            hit(guest)
+            daemon.wait_killed()
+            # Never a FROZEN that is not.
+            if any(i["state"] == "frozen" for i in daemon.incidents()):
+                assert locked_by_nobody(disk)
+            before = counter(guest, hva)
+            daemon.start()
+            with daemon.follow() as events:
+                while daemon.vm("web1")["state"] != "frozen":
+                    events.next()
+            (incident,) = daemon.incidents()
+            assert (incident["state"], guest.alive()) == ("frozen", True)
+            assert locked_by_nobody(disk)
+            lines, status, error = daemon.ask("dump", name="web1")
+            assert (status, error) == (0, None)
+            assert lines[-1]["path"]
+            (incident,) = daemon.incidents()
+            assert all(incident["steps"][s]["state"] == "done" for s in STEPS)
+            assert guest.qmp is not None
+            tries_to_run(guest.qmp, "system_reset", "cont")
+            assert counter(guest, hva) == before
+
+
+# -- what goes wrong -----------------------------------------------------------------
+
+
+def test_a_monitor_that_hangs(home: Path) -> None:
+    """QEMU does not answer: stopped and sealed, but not FROZEN; everything else goes on."""
+    with (
+        Guest.start(guest_config("web1", home)) as guest,
+        Guest.start(guest_config("db1", home)) as other,
+        Daemon(home, policy="[limits]\nrecord = 1\nrelease = 1") as daemon,
+        daemon.follow() as events,
+    ):
+        pfn = pagemap.pfn_of(guest.pid, guest.gpa2hva(HIT_GPA))
+        os.kill(guest.pid, signal.SIGSTOP)
+        inject.hwpoison(pfn)
+        assert events.next("HARDWARE_ERROR")["vm"] == "web1"
+        assert daemon.vm("web1")["state"] == "freezing"
+        hit(other)
+        told = events.next("GUEST_FROZEN", "INCIDENT_FAILED")
+        assert (told["event"], told["vm"]) == ("GUEST_FROZEN", "db1")
+        told = events.next("INCIDENT_FAILED")
+        assert (told["vm"], told["step"]) == ("web1", "record")
+        assert daemon.run("status", "web1").returncode == 11
+        os.kill(guest.pid, signal.SIGCONT)
+        # It answers again: once more, from the step that failed.
+        done = daemon.run("freeze", "web1")
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_full_disk(home: Path) -> None:
+    state = home / "state"
+    state.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(state)], check=True)
+    try:
+        with Guest.start(guest_config("web1", home)) as guest, Daemon(home) as daemon:
+            with contextlib.suppress(OSError), (state / "ballast").open("wb", buffering=0) as ballast:
+                while True:
+                    ballast.write(bytes(PAGE))
+            with daemon.follow() as events:
+                hit(guest)
+                told = events.next("GUEST_FROZEN", "INCIDENT_FAILED")
+            assert (told["event"], told["step"]) == ("INCIDENT_FAILED", "record")
+            assert "No space left" in told["reason"]
+            assert daemon.run("status", "web1").returncode == 11
+            (state / "ballast").unlink()
+            done = daemon.run("freeze", "web1")
+            assert (done.returncode, done.stderr) == (0, "")
+            daemon.kill()
+    finally:
+        subprocess.run(["umount", "-l", str(state)], check=True)
+
+
+def test_qemu_dies_during_the_release(home: Path) -> None:
+    hook = home / "hook"
+    hook.write_text(
+        '#!/usr/bin/python3\nimport json, os, sys\nos.kill(json.load(sys.stdin)["pid"], 9)\n', "utf-8"
+    )
+    hook.chmod(0o755)
+    with (
+        Guest.start(guest_config("web1", home)) as guest,
+        Daemon(home, policy=f'[[hook]]\nrun = ["{hook}"]\non = ["release"]') as daemon,
+        daemon.follow() as events,
+    ):
+        hit(guest)
+        told = events.next("GUEST_FROZEN", "INCIDENT_FAILED", "INCIDENT_GONE")
+        assert told["event"] == "INCIDENT_GONE"
+        assert daemon.incidents()[0]["state"] == "gone"
+        assert daemon.run("status", "web1").returncode == 3
+
+
+def test_hooks_and_their_time(home: Path) -> None:
+    """Each gets the facts; one that hangs, and what it has started, is killed and told of."""
+    told, slow = home / "told", home / "slow"
+    told.write_text(f"#!/bin/sh\ncat > {home}/said\n", "utf-8")
+    slow.write_text("#!/bin/sh\nsleep 1000 & echo $! > $0.pid; wait\n", "utf-8")
+    told.chmod(0o755)
+    slow.chmod(0o755)
+    policy = (
+        f'[[hook]]\nrun = ["{told}"]\non = ["frozen"]\n'
+        f'[[hook]]\nrun = ["{slow}"]\non = ["frozen"]\nlimit = "500ms"\n'
+    )
+    with Guest.start(guest_config("web1", home)), Daemon(home, policy=policy) as daemon:
+        done = daemon.run("freeze", "web1")
+        assert done.returncode == 0, done.stderr
+        with daemon.follow() as events:
+            while "tell" not in (incident := daemon.incidents()[0])["steps"]:
+                events.next()
+        facts = json.loads((home / "said").read_text("utf-8"))
+        assert (facts["occasion"], facts["vm"], facts["incident"]) == ("frozen", "web1", incident["id"])
+        assert incident["state"] == "frozen"
+        assert "slow did not end within 0.5 s" in incident["steps"]["tell"]["detail"]
+        assert not Path(f"/proc/{(home / 'slow.pid').read_text().strip()}").exists()
+
+
+# -- release ----------------------------------------------------------------------------
+
+
+def test_every_kind_of_disk(home: Path) -> None:
+    forms = {"thread": "qcow2", "legacy": "qcow2", "ide": "raw", "scsi": "raw", "base": "qcow2"}
+    images = {name: image(home, f"{name}.{form}", form) for name, form in forms.items()}
+    overlay = home / "overlay.qcow2"
+    subprocess.run(
+        ["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(images["base"]), "-F", "qcow2", str(overlay)],
+        check=True,
+    )
+    extra = (
+        "-object", "iothread,id=io0",
+        "-blockdev", f"driver=qcow2,node-name=n0,file.driver=file,file.filename={images['thread']}",
+        "-device", "virtio-blk-pci,drive=n0,iothread=io0",
+        "-drive", f"file={images['legacy']},if=none,id=l0,format=qcow2", "-device", "virtio-blk-pci,drive=l0",
+        "-drive", f"file={images['ide']},if=ide,format=raw,index=0",
+        "-device", "virtio-scsi-pci,id=s0",
+        "-blockdev", f"driver=file,node-name=n1,filename={images['scsi']}", "-device", "scsi-hd,drive=n1",
+        "-blockdev", f"driver=qcow2,node-name=n2,file.driver=file,file.filename={overlay}",
+        "-device", "scsi-hd,drive=n2",
+    )  # fmt: skip
+    with Guest.start(guest_config("web1", home, *extra)) as guest, Daemon(home) as daemon:
+        assert not any(locked_by_nobody(path) for name, path in images.items() if name != "base")
+        done = daemon.run("freeze", "web1")
+        assert done.returncode == 0, done.stderr
+        assert daemon.incidents()[0]["steps"]["release"]["facts"]["detached"]
+        assert all(map(locked_by_nobody, [*images.values(), overlay]))
+        assert guest.qmp is not None
+        tries_to_run(guest.qmp, "system_reset", "cont")
+        assert all(map(locked_by_nobody, [*images.values(), overlay]))
+
+
+@pytest.fixture
+def bridge() -> Iterator[str]:
+    subprocess.run(["modprobe", "tun"], check=True)
+    subprocess.run(["modprobe", "bridge"], check=True)
+    Path("/dev/net").mkdir(exist_ok=True)
+    if not Path("/dev/net/tun").exists():
+        os.mknod("/dev/net/tun", 0o600 | 0o020000, os.makedev(10, 200))
+    subprocess.run(["ip", "link", "add", "hwbr0", "type", "bridge"], check=True)
+    subprocess.run(["ip", "tuntap", "add", "hwtap0", "mode", "tap"], check=True)
+    subprocess.run(["ip", "link", "set", "hwtap0", "up", "master", "hwbr0"], check=True)
+    yield "hwbr0"
+    subprocess.run(["ip", "link", "del", "hwtap0"], check=True)
+    subprocess.run(["ip", "link", "del", "hwbr0"], check=True)
+
+
+def test_the_tap_is_down_and_off_its_bridge(home: Path, bridge: str) -> None:
+    extra = ("-netdev", "tap,id=n0,ifname=hwtap0,script=no,downscript=no",
+             "-device", "virtio-net-pci,netdev=n0,romfile=")  # fmt: skip
+    link = Path("/sys/class/net/hwtap0")
+    with Guest.start(guest_config("web1", home, *extra)) as guest, Daemon(home) as daemon:
+        assert (link / "master").exists()
+        done = daemon.run("freeze", "web1")
+        assert done.returncode == 0, done.stderr
+        (incident,) = daemon.incidents()
+        assert incident["steps"]["release"]["facts"]["taps"] == ["hwtap0"]
+        assert not (link / "master").exists()
+        assert not int((link / "flags").read_text(), 16) & 1
+        infos = [p.read_text() for p in Path(f"/proc/{guest.pid}/fdinfo").iterdir()]
+        assert not any(re.search(r"^iff:", i, re.M) for i in infos)
+
+
+# -- keep -------------------------------------------------------------------------------
+
+
+def test_the_core_is_what_qemu_would_have_written(home: Path) -> None:
+    with Guest.start(guest_config("web1", home, smp=2)) as guest, Daemon(home) as daemon:
+        done = daemon.run("freeze", "web1")
+        assert done.returncode == 0, done.stderr
+        lines, status, _ = daemon.ask("dump", name="web1")
+        assert (status, lines[-1]["skipped"]) == (0, [])
+        core, own = Path(lines[-1]["path"]), home / "own"
+        assert guest.qmp is not None
+        guest.qmp.execute("dump-guest-memory", paging=False, protocol=f"file:{own}")
+        assert core_ranges(core).keys() == core_ranges(own).keys()
+        for gpa, (_, size) in core_ranges(own).items():
+            assert core_ranges(core)[gpa][1] == size
+            assert core_bytes(core, gpa, size) == core_bytes(own, gpa, size)
+        assert core.stat().st_blocks * 512 < core.stat().st_size // 4
+        said = subprocess.run(
+            ["gdb", "-batch", "-nx", "-ex", "set architecture i386:x86-64", "-ex", f"core-file {core}",
+             "-ex", "info registers rip cs", "-ex", f"x/1wx {COUNTER_GPA}", "-ex", "info threads"],
+            capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+        word = int.from_bytes(core_bytes(core, COUNTER_GPA, 4), "little")
+        assert f"0x{word:08x}" in said
+        registers = guest.hmp("info registers")
+        rip = re.search(r"[ER]IP=([0-9a-f]+)", registers)
+        assert rip
+        assert re.search(rf"^rip\s+{int(rip[1], 16):#x}\b", said, re.M), said
+
+
+# -- the front ----------------------------------------------------------------------------
+
+
+def test_the_front(home: Path) -> None:
+    with (
+        Guest.start(guest_config("web1", home)) as guest,
+        Daemon(home, vm="front = true") as daemon,
+        Qmp.connect(home / "run/front/web1.qmp") as front,
+        Qmp.connect(home / "run/front/web1.qmp") as second,
+    ):
+        assert front.execute("query-status")["status"] == "running"
+        front.execute("stop")
+        front.wait_event("STOP")
+        front.execute("cont")
+        second.wait_event("RESUME")
+        with pytest.raises(QmpError, match="no-such-command") as refused:
+            front.execute("no-such-command")
+        assert refused.value.kind == "CommandNotFound"
+        hit(guest)
+        error = front.wait_event("HARDWARE_ERROR")["data"]
+        assert error["severity"] in ("recoverable", "fatal")
+        assert error["ranges"] == [{"gpa": HIT_GPA, "length": PAGE}]
+        frozen = second.wait_event("GUEST_FROZEN")["data"]
+        status = front.execute("query-status")
+        assert (status["status"], status["running"]) == ("frozen", False)
+        for command in (
+            "cont", "system_reset", "quit", "migrate", "blockdev-add", "loadvm", "x-colo-lost-heartbeat",
+            "dump-guest-memory", "device_add", "netdev_add", "snapshot-load",
+        ):  # fmt: skip
+            with pytest.raises(QmpError, match=frozen["incident"]):
+                front.execute(command)
+        for line in ("cont", "c", "loadvm 1", "xp /1wx 0x200000", "quit"):
+            with pytest.raises(QmpError, match=frozen["incident"]):
+                front.hmp(line)
+        assert "CPU#0" in front.hmp("info registers")
+        assert front.execute("query-name")["name"] == "web1"
+        assert daemon.vm("web1")["refused_runs"] == 0
+
+
+# -- the weaker means ---------------------------------------------------------------------
+
+
+def test_a_guest_without_kvm_is_frozen_as_a_process(home: Path) -> None:
+    with Guest.start(guest_config("web1", home, accel="tcg")) as guest, Daemon(home) as daemon:
+        hva = guest.gpa2hva(COUNTER_GPA)
+        done = daemon.run("freeze", "web1")
+        assert done.returncode == 0, done.stderr
+        (incident,) = daemon.incidents()
+        assert incident["steps"]["seal"]["state"] == "weaker"
+        before = counter(guest, hva), vcpu_time_of_all(guest)
+        os.kill(guest.pid, signal.SIGCONT)
+        with socket.socket(socket.AF_UNIX) as raw:
+            raw.connect(str(guest.qmp_path))
+        assert (counter(guest, hva), vcpu_time_of_all(guest)) == before
+        lines, status, _ = daemon.ask("dump", name="web1")
+        assert status == 0
+        assert core_bytes(Path(lines[-1]["path"]), COUNTER_GPA, 4) == before[0].to_bytes(4, "little")
+        assert daemon.run("clear", incident["id"]).returncode == 0
+
+
+def vcpu_time_of_all(guest: Guest) -> list[str]:
+    tasks = sorted(Path(f"/proc/{guest.pid}/task").iterdir())
+    return [(t / "schedstat").read_text("ascii").split()[0] for t in tasks]
+
+
+def test_check_and_status_without_a_daemon(home: Path) -> None:
+    daemon = Daemon(home)
+    done = daemon.run("check")
+    assert done.returncode == 0, done.stdout
+    assert re.search(r"^stop +ok +by the kernel", done.stdout, re.M)
+    assert re.search(r"^seal +ok +KVM_RUN is refused", done.stdout, re.M)
+    assert daemon.run("status").returncode == 6
+    done = daemon.run("freeze", "web1")
+    assert (done.returncode, done.stderr.count("\n")) == (6, 1)

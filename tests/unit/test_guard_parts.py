@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: MIT
+"""Parts of hwerr-guard that need no guest."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hwerr_notify import Edac, Guest, GuestFlags, Memory, Severity, Source, build
+from hwerr_notify.guard.decide import Corrected, decide, of_qmp, poisoned
+from hwerr_notify.guard.errors import Fault, GuardError
+from hwerr_notify.guard.front import harmless
+from hwerr_notify.guard.layout import parse_registers
+from hwerr_notify.guard.net import backends
+from hwerr_notify.guard.policy import Threshold, VmPolicy
+from hwerr_notify.guard.process import Process
+from hwerr_notify.guard.store import Incident, Step, Store
+from hwerr_notify.guard.tell import marker, run_program
+
+S = Severity
+GUEST = Guest(7, GuestFlags.KVM, start_ns=5, gpa=0x5000, hva=0x7F0000005000, len=4096)
+INCIDENT = Incident("20260102T030405.006-web1", "boot", "web1", None, 7, 5, "/run/q", {"message": "m"}, 1, 2)
+
+
+def event(severity: Severity, source: Source = Source.MCE, **more: int) -> object:
+    return build(Memory(0x1000, 4096), GUEST, severity=severity, source=source, **more)
+
+
+@pytest.mark.parametrize(
+    ("severity", "source", "policy", "expected"),
+    [
+        (S.RECOVERABLE, Source.MCE, {}, "freeze"),
+        (S.DEFERRED, Source.MCE, {}, "tell"),
+        (S.CORRECTED, Source.EDAC, {}, None),
+        (S.CORRECTED, Source.EDAC, {"tell_severity": S.CORRECTED}, "tell"),
+        (S.RECOVERABLE, Source.MCE, {"freeze_severity": S.FATAL}, "tell"),
+        (S.FATAL, Source.AER, {"freeze_severity": None}, "tell"),
+        (S.FATAL, Source.AER, {"freeze_on": frozenset({"kvm"})}, "tell"),
+        (S.RECOVERABLE, Source.KVM, {"freeze_severity": None}, "freeze"),
+        (S.RECOVERABLE, Source.PANIC, {"freeze_on": frozenset({"kvm"})}, "tell"),
+        (S.INFO, Source.BLOCK, {}, None),
+    ],
+)
+def test_decisions(severity: Severity, source: Source, policy: dict, expected: str | None) -> None:
+    assert decide(event(severity, source), GUEST, VmPolicy(**policy)) == expected
+
+
+def test_what_the_kernel_stopped_is_frozen_whatever_the_policy_says_now() -> None:
+    guest = replace(GUEST, flags=GuestFlags.KVM | GuestFlags.STOPPED)
+    assert decide(event(S.CORRECTED), guest, VmPolicy(freeze_severity=None)) == "freeze"
+
+
+def test_what_a_program_published_as_hardware_freezes_nobody() -> None:
+    from hwerr_notify import Flags
+
+    assert decide(event(S.FATAL, flags=Flags.SOFTWARE), GUEST, VmPolicy()) == "tell"
+
+
+def test_poison() -> None:
+    assert poisoned(event(S.RECOVERABLE), GUEST) == (0x5000, 0x7F0000005000, 4096)
+    assert poisoned(event(S.CORRECTED), GUEST) is None
+
+
+def test_events_of_qemu() -> None:
+    io = {"event": "BLOCK_IO_ERROR", "data": {"action": "stop", "nospace": False, "device": "d", "reason": "x"}}
+    assert of_qmp(io, VmPolicy()) == ("block", "I/O error on d: None: x")
+    io["data"]["nospace"] = True
+    assert of_qmp(io, VmPolicy()) is None
+    assert of_qmp({"event": "GUEST_PANICKED"}, VmPolicy()) == ("panic", "the guest's kernel panicked")
+    assert of_qmp({"event": "GUEST_PANICKED"}, VmPolicy(freeze_on=frozenset({"kvm"}))) is None
+    assert of_qmp({"event": "STOP", "data": 3}, VmPolicy()) is None
+
+
+def test_thresholds() -> None:
+    policy = VmPolicy(degraded=(Threshold(3, 10.0, "dimm"), Threshold(5, 10.0, "vm")))
+    counter = Corrected()
+
+    def add(seconds: float, label: str, count: int = 1) -> object:
+        made = build(
+            Edac(0, label=label), GUEST, severity=S.CORRECTED, source=Source.EDAC, count=count,
+            time_mono_ns=int((100 + seconds) * 1e9),
+        )  # fmt: skip
+        return counter.add(made, GUEST, policy)
+
+    assert add(0, "A") is None
+    assert add(1, "A") is None
+    assert add(10.5, "A") is None  # the first is out of the window
+    found = add(10.6, "A")
+    assert (found.unit, found.errors) == ("DIMM A", 3)
+    assert add(10.7, "B") is None
+    assert add(30, "B", count=3).unit == "DIMM B"
+
+
+def test_incidents_on_disk(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.prepare()
+    with pytest.raises(GuardError, match="another hwerr-guard"):
+        Store(tmp_path).prepare()
+    incident = replace(
+        INCIDENT.with_step("stop", Step("done", 1, 2, "x", {"a": 1})),
+        poison=((1, 2, 3),), events=({"a": 1},), notes=("n",), state="frozen",
+    )  # fmt: skip
+    store.save(incident)
+    assert list(store.all()) == [incident]
+    (tmp_path / "incidents/20260102T030405.007-x").mkdir()
+    assert list(store.all()) == [incident]
+    (tmp_path / "incidents/20260102T030405.007-x/incident.json").write_text("{")
+    _, damaged = store.all()
+    assert "is damaged" in str(damaged)
+    for bad in ("../x", "", ".x", "x/y"):
+        with pytest.raises(GuardError):
+            store.load(bad)
+
+
+def test_a_save_that_fails_leaves_the_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path)
+    store.prepare()
+    store.save(INCIDENT)
+    for call in ("fsync", "write"):
+
+        def fail(*args: object) -> int:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, call, fail)
+        with pytest.raises(OSError, match="No space"):
+            store.save(replace(INCIDENT, state="frozen"))
+        monkeypatch.undo()
+        assert store.load(INCIDENT.id) == INCIDENT
+        assert [p.name for p in store.path(INCIDENT.id).iterdir()] == ["incident.json"]
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "clean", "poison"),
+    [
+        ("query-status", None, True, True),
+        ("query-cpus-fast", {}, True, True),
+        ("cont", None, False, False),
+        ("pmemsave", {}, True, False),
+        ("human-monitor-command", {"command-line": "info registers"}, True, True),
+        ("human-monitor-command", {"command-line": "xp /4x 0"}, True, False),
+        ("human-monitor-command", {"command-line": "cont"}, False, False),
+        ("human-monitor-command", {"command-line": "information; cont"}, False, False),
+        ("human-monitor-command", None, False, False),
+        ("human-monitor-command", {"command-line": 3}, False, False),
+        ("xen-load-devices-state", {}, False, False),
+    ],
+)
+def test_what_a_frozen_guest_may_be_told(command: str, arguments: object, clean: bool, poison: bool) -> None:
+    assert harmless(command, arguments, False) is clean
+    assert harmless(command, arguments, True) is poison
+
+
+def test_names_of_backends() -> None:
+    text = (
+        "e1000.0: index=0,type=nic,model=e1000,macaddr=52:54:00:12:34:56\n"
+        " \\ #net000: index=0,type=user,net=10.0.2.0,restrict=off\n"
+        "hub 0\n \\ hub0port0: index=1,type=hubport\n"
+        "n1: index=0,type=tap,ifname=tap0,script=no\n"
+    )
+    assert backends(text) == ["#net000", "hub0port0", "n1"]
+
+
+def test_registers() -> None:
+    text = (
+        "\nCPU#0\nRAX=0000000000000001 RBX=ffffffff81000000 RCX=0 RDX=0\nR8 =00000000000000aa R9 =1\n"
+        "RIP=ffffffff8100abcd RFL=00000246 [---Z-P-] CPL=0\nCS =0010 0000000000000000 ffffffff 00a09b00 DPL=0\n"
+        "GDT=     fffffe0000001000 0000007f\nCR0=80050033 CR2=0 CR3=0000000002610000 CR4=000006f0\n"
+        "\nCPU#1\nEAX=00000007 EBX=0\nEIP=00000008 EFL=00000002 [-------]\nES =0000 00000000 0000ffff 00009300\n"
+    )
+    first, second = parse_registers(text)
+    assert (first.rip, first.plain["r8"], first.plain["cr3"]) == (0xFFFFFFFF8100ABCD, 0xAA, 0x2610000)
+    assert first.segments["cs"] == (0x10, 0, 0xFFFFFFFF, 0xA09B00)
+    assert first.segments["gdt"] == (0, 0xFFFFFE0000001000, 0x7F, 0)
+    assert (second.cpu, second.rip, second.plain["rax"], second.plain["rfl"]) == (1, 8, 7, 2)
+    assert parse_registers("PC=0 X00=1") == []
+
+
+def test_a_process_is_known_by_its_start() -> None:
+    me = Process.open(os.getpid())
+    assert me.alive()
+    assert me.is_of(os.getpid(), me.start_ns)
+    assert not me.is_of(os.getpid(), me.start_ns + 10_000_000)
+    with pytest.raises(ProcessLookupError):
+        Process.open(os.getpid(), me.start_ticks + 1)
+    assert not any(t.in_guest for t in me.threads())
+    me.close()
+    assert not me.alive()
+
+
+def test_programs() -> None:
+    import asyncio
+
+    assert asyncio.run(run_program(["/bin/cat"], b"x", 10)) == "x"
+    with pytest.raises(Fault, match="status 3: oops"):
+        asyncio.run(run_program(["/bin/sh", "-c", "echo oops; exit 3"], b"", 10))
+    with pytest.raises(Fault, match="did not end within"):
+        asyncio.run(run_program(["/bin/sh", "-c", "sleep 1000 & wait"], b"", 0.1))
+    with pytest.raises(Fault, match="No such file"):
+        asyncio.run(run_program(["/nowhere"], b"", 1))
+
+
+def test_markers_stay_in_their_directory() -> None:
+    assert marker(Path("/run/g"), "frozen", "../../x").parent == Path("/run/g/frozen")
