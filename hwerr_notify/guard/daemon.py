@@ -26,7 +26,7 @@ from ..event import Event
 from ..jsonform import boot_id
 from . import decide
 from .control import Control
-from .errors import Fault, GuardError, MonitorError
+from .errors import Fault, GuardError, MonitorError, NobodyListensError
 from .front import Front
 from .inotify import DirectoryWatch
 from .kernel import KernelGuard
@@ -47,6 +47,9 @@ log = logging.getLogger("hwerr-guard")
 
 # A monitor that cannot be had is asked again after so many seconds, first and at most.
 _RETRY_FIRST, _RETRY_MOST = 0.05, 60.0
+
+# How long after a socket was made somebody listens on it, seconds.
+_LISTENS_WITHIN = 5.0
 
 # How long the first try at all monitors may hold up the start, seconds.
 _FIRST_TRY = 5.0
@@ -204,7 +207,8 @@ class Guard:
     def _forget_socket(self, path: str) -> None:
         self._tried.pop(path).set()
         self._sockets.pop(path, None)
-        self.unreachable.pop(path, None)
+        if not Path(path).exists():
+            self.unreachable.pop(path, None)
 
     async def _serve_socket(self, path: str) -> None:
         """Keeps a monitor connected as long as its socket exists."""
@@ -212,6 +216,15 @@ class Guard:
         while Path(path).exists():
             try:
                 vm = await self._connect(path)
+            except NobodyListensError as error:
+                self.unreachable[path] = str(error)
+                self._tried[path].set()
+                # One that was just made is listened on at once. Another process makes the file anew.
+                if wait > _LISTENS_WITHIN:
+                    return
+                await asyncio.sleep(wait)
+                wait *= 2
+                continue
             except (MonitorError, ProcessLookupError) as error:
                 self.unreachable[path] = str(error)
                 self._tried[path].set()

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Fault", "GuardError", "MonitorError", "Refused"]
+__all__ = ["Fault", "GuardError", "MonitorError", "NobodyListensError", "Refused"]
 
 
 class GuardError(Exception):
@@ -12,6 +12,10 @@ class GuardError(Exception):
 
 class MonitorError(GuardError):
     """QEMU's monitor is gone, does not answer in time, or answers nonsense."""
+
+
+class NobodyListensError(MonitorError):
+    """The monitor's socket is there, and no process behind it."""
 
 
 class Refused(MonitorError):

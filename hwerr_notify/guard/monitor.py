@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from qemu.qmp import ConnectError, ExecInterruptedError, ExecuteError, Message, QMPClient, QMPError
 from qemu.qmp.protocol import Runstate, StateError
 
-from .errors import MonitorError, Refused
+from .errors import MonitorError, NobodyListensError, Refused
 
 __all__ = ["EventHandler", "Monitor", "QmpMonitor", "answer"]
 
@@ -106,6 +106,9 @@ class QmpMonitor:
             raise MonitorError(
                 f"{path}: no QMP greeting within {limit:g} s: another client may have it"
             ) from None
+        except ConnectionRefusedError:
+            sock.close()
+            raise NobodyListensError(f"{path}: nobody listens there") from None
         except OSError as error:
             sock.close()
             raise MonitorError(f"{path}: {error.strerror or error}") from None

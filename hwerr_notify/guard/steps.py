@@ -282,7 +282,7 @@ class Steps:
         fault_point("before-keep")
         try:
             dumped = await self._dump(vm, incident)
-            kept = f"{dumped.path}: {dumped.stored >> 20} MiB"
+            kept = f"{dumped.path}: {dumped.stored >> 10} KiB"
             kept += f", {len(dumped.skipped)} ranges skipped" if dumped.skipped else ""
             step = Step("done", began, time.time_ns(), kept)
             incident = replace(incident, dump=dumped.to_json())

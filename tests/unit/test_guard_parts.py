@@ -65,7 +65,10 @@ def test_poison() -> None:
 
 
 def test_events_of_qemu() -> None:
-    io = {"event": "BLOCK_IO_ERROR", "data": {"action": "stop", "nospace": False, "device": "d", "reason": "x"}}
+    io = {
+        "event": "BLOCK_IO_ERROR",
+        "data": {"action": "stop", "nospace": False, "device": "d", "reason": "x"},
+    }
     assert of_qmp(io, VmPolicy()) == ("block", "I/O error on d: None: x")
     io["data"]["nospace"] = True
     assert of_qmp(io, VmPolicy()) is None
@@ -166,9 +169,11 @@ def test_names_of_backends() -> None:
 def test_registers() -> None:
     text = (
         "\nCPU#0\nRAX=0000000000000001 RBX=ffffffff81000000 RCX=0 RDX=0\nR8 =00000000000000aa R9 =1\n"
-        "RIP=ffffffff8100abcd RFL=00000246 [---Z-P-] CPL=0\nCS =0010 0000000000000000 ffffffff 00a09b00 DPL=0\n"
+        "RIP=ffffffff8100abcd RFL=00000246 [---Z-P-] CPL=0\n"
+        "CS =0010 0000000000000000 ffffffff 00a09b00 DPL=0\n"
         "GDT=     fffffe0000001000 0000007f\nCR0=80050033 CR2=0 CR3=0000000002610000 CR4=000006f0\n"
-        "\nCPU#1\nEAX=00000007 EBX=0\nEIP=00000008 EFL=00000002 [-------]\nES =0000 00000000 0000ffff 00009300\n"
+        "\nCPU#1\nEAX=00000007 EBX=0\nEIP=00000008 EFL=00000002 [-------]\n"
+        "ES =0000 00000000 0000ffff 00009300\n"
     )
     first, second = parse_registers(text)
     assert (first.rip, first.plain["r8"], first.plain["cr3"]) == (0xFFFFFFFF8100ABCD, 0xAA, 0x2610000)

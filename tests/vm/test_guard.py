@@ -75,13 +75,20 @@ def tries_to_run(monitor: Qmp, *commands: str) -> None:
 
 def core_ranges(path: Path) -> dict[int, tuple[int, int]]:
     """PT_LOADs of a core: guest-physical address to (offset, length)."""
-    data = path.read_bytes()[:PAGE]
-    (count,) = struct.unpack_from("<H", data, 56)
+    with path.open("rb") as core:
+        data = core.read(PAGE)
     found = {}
-    for n in range(count):
-        kind, _, offset, _, paddr, size, _, _ = struct.unpack_from("<IIQQQQQQ", data, 64 + 56 * n)
-        if kind == 1:
-            found[paddr] = offset, size
+    if data[4] == 1:
+        # What QEMU writes of a guest in 32-bit mode.
+        (count,) = struct.unpack_from("<H", data, 44)
+        heads = [struct.unpack_from("<8I", data, 52 + 32 * n) for n in range(count)]
+        loads = [(offset, paddr, size) for kind, offset, _, paddr, size, *_ in heads if kind == 1]
+    else:
+        (count,) = struct.unpack_from("<H", data, 56)
+        wide = [struct.unpack_from("<IIQQQQQQ", data, 64 + 56 * n) for n in range(count)]
+        loads = [(offset, paddr, size) for kind, _, offset, _, paddr, size, _, _ in wide if kind == 1]
+    for offset, paddr, size in loads:
+        found[paddr] = offset, size
     return found
 
 
@@ -197,8 +204,8 @@ def test_an_error_while_the_daemon_is_away(home: Path) -> None:
 
 STEPS = ("stop", "record", "release", "seal", "tell", "keep")
 POINTS = [
-    "begin", "begun", "amid-release", "before-tell", "inside-tell", "after-tell", "before-keep", "inside-keep",
-    *(f"{when}-{step}" for step in STEPS[:4] for when in ("before", "inside", "after")),
+    "begin", "begun", "amid-release", "before-tell", "inside-tell", "after-tell",
+    "before-keep", "inside-keep", *(f"{when}-{step}" for step in STEPS[:4] for when in ("before", "inside", "after")),
 ]  # fmt: skip
 
 
@@ -400,10 +407,9 @@ def test_the_core_is_what_qemu_would_have_written(home: Path) -> None:
         core, own = Path(lines[-1]["path"]), home / "own"
         assert guest.qmp is not None
         guest.qmp.execute("dump-guest-memory", paging=False, protocol=f"file:{own}")
-        assert core_ranges(core).keys() == core_ranges(own).keys()
-        for gpa, (_, size) in core_ranges(own).items():
-            assert core_ranges(core)[gpa][1] == size
-            assert core_bytes(core, gpa, size) == core_bytes(own, gpa, size)
+        assert sum(n for _, n in core_ranges(core).values()) == sum(n for _, n in core_ranges(own).values())
+        for gpa, (_, size) in core_ranges(core).items():
+            assert core_bytes(core, gpa, size) == core_bytes(own, gpa, size), hex(gpa)
         assert core.stat().st_blocks * 512 < core.stat().st_size // 4
         said = subprocess.run(
             ["gdb", "-batch", "-nx", "-ex", "set architecture i386:x86-64", "-ex", f"core-file {core}",

@@ -1,0 +1,298 @@
+# SPDX-License-Identifier: MIT
+"""The steps with a real guest and a monitor that lies, hangs, or whose QEMU dies: never a false FROZEN."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from guarded import counter, guest_config
+from testbed.guest import COUNTER_GPA, Guest
+
+import hwerr_notify
+from hwerr_notify.guard.errors import MonitorError
+from hwerr_notify.guard.kernel import KernelGuard
+from hwerr_notify.guard.monitor import QmpMonitor
+from hwerr_notify.guard.policy import Policy, VmPolicy
+from hwerr_notify.guard.process import Process
+from hwerr_notify.guard.seal import Sealer
+from hwerr_notify.guard.steps import Steps
+from hwerr_notify.guard.store import Incident, Store
+from hwerr_notify.guard.vm import Vm, look
+from hwerr_notify.jsonform import boot_id
+
+pytestmark = pytest.mark.amd
+
+LIMITS = {"stop": 3.0, "record": 3.0, "release": 3.0, "seal": 3.0, "tell": 1.0, "keep": 60.0}
+
+Answer = Callable[[Any], Any]
+
+
+class Liar:
+    """QEMU's monitor, but for some commands; those in `lies` get an answer made from the true arguments."""
+
+    def __init__(self, monitor: QmpMonitor) -> None:
+        self.monitor = monitor
+        self.lies: dict[str, Answer] = {}
+        self.said: list[str] = []
+
+    @property
+    def pid(self) -> int:
+        return self.monitor.pid
+
+    @property
+    def closed(self) -> asyncio.Event:
+        return self.monitor.closed
+
+    async def execute(
+        self, command: str, arguments: dict[str, Any] | None = None, *, limit: float = 5.0
+    ) -> Any:
+        self.said.append(command)
+        if command in self.lies:
+            answer = self.lies[command](arguments)
+            if asyncio.iscoroutine(answer):
+                try:
+                    async with asyncio.timeout(limit):
+                        return await answer
+                except TimeoutError:
+                    raise MonitorError(f"no answer to {command}") from None
+            return answer
+        return await self.monitor.execute(command, arguments, limit=limit)
+
+    async def aclose(self) -> None:
+        await self.monitor.aclose()
+
+
+class Bench:
+    """A guest with a disk, and what freezes it."""
+
+    def __init__(self, home: Path, guest: Guest, disk: Path) -> None:
+        self.home, self.guest, self.disk = home, guest, disk
+
+    def freeze(
+        self, prepare: Callable[[Liar, Vm], None], *, kernel: bool = True, again: bool = False
+    ) -> tuple[Incident, Liar]:
+        """`prepare` makes the lies, after all was well. `again`: once more, without them."""
+        return asyncio.run(self._freeze(prepare, kernel, again))
+
+    async def _freeze(
+        self, prepare: Callable[[Liar, Vm], None], kernel: bool, again: bool
+    ) -> tuple[Incident, Liar]:
+        policy = Policy(Path("/none"), state_dir=self.home / "state", limits=LIMITS)
+        store = Store(policy.state_dir)
+        store.prepare()
+        vms: list[Vm] = []
+        monitor = Liar(
+            await QmpMonitor.connect(self.home / "qmp/web1.qmp", lambda _: vms and vms[0].changed.set())
+        )
+        process = Process.open(monitor.pid)
+        vm = Vm("web1", None, process, VmPolicy(qmp="/x"), "x", monitor)
+        vms.append(vm)
+        vm.machine = await look(monitor, process)
+        sealer = Sealer()
+        sealer.open()
+
+        async def no_hooks(_vm: Vm, _incident: Incident) -> None:
+            return
+
+        with hwerr_notify.open(names=False) as device:
+            steps = Steps(policy, store, KernelGuard(device if kernel else None), sealer, no_hooks)
+            incident = Incident(
+                store.new_id("web1"), boot_id() or "", "web1", None, process.pid, process.start_ticks, "x",
+                {"message": "a test"}, 1, 1, machine=vm.machine.to_json(),
+            )  # fmt: skip
+            await steps.save(incident)
+            prepare(monitor, vm)
+            incident = await steps.freeze(vm, incident)
+            if again:
+                monitor.lies.clear()
+                kept = {n: s for n, s in incident.steps.items() if s.state != "failed" and n != "seal"}
+                incident = await steps.freeze(vm, replace(incident, state="freezing", steps=kept))
+        assert store.load(incident.id) == incident
+        await monitor.aclose()
+        sealer.release(process)
+        sealer.close()
+        os.close(store._lock_fd)
+        return incident, monitor
+
+
+@pytest.fixture(scope="module")
+def home() -> Path:
+    path = Path("/run/hwerr-test") / uuid.uuid4().hex[:8]
+    path.mkdir(parents=True)
+    return path
+
+
+@pytest.fixture
+def bench(home: Path) -> Iterator[Bench]:
+    disk = home / "disk.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(disk), "16M"], check=True)
+    extra = (
+        "-blockdev", f"driver=qcow2,node-name=d0,file.driver=file,file.filename={disk}",
+        "-device", "virtio-blk-pci,drive=d0,id=vd0", "-netdev", "user,id=n0",
+        "-device", "virtio-net-pci,netdev=n0",
+    )  # fmt: skip
+    with Guest.start(guest_config("web1", home, *extra)) as guest:
+        yield Bench(home, guest, disk)
+
+
+def held(bench: Bench) -> bool:
+    argv = ["qemu-io", "-f", "qcow2", "-c", "write -P 7 0 4096", str(bench.disk)]
+    return subprocess.run(argv, capture_output=True, check=False).returncode != 0
+
+
+def failed(incident: Incident) -> dict[str, str]:
+    return {name: step.detail for name, step in incident.steps.items() if step.state == "failed"}
+
+
+def test_all_well(bench: Bench) -> None:
+    incident, monitor = bench.freeze(lambda _monitor, _vm: None)
+    assert (incident.state, failed(incident)) == ("frozen", {})
+    assert not held(bench)
+    # What the other tests lie about is really asked.
+    for command in (
+        "query-status", "stop", "query-block", "blockdev-del", "query-named-block-nodes", "qom-set",
+        "netdev_del", "query-migrate", "human-monitor-command", "blockdev-add",
+    ):  # fmt: skip
+        assert command in monitor.said
+
+
+def test_it_says_that_it_stopped(bench: Bench) -> None:
+    def lie(monitor: Liar, _vm: Vm) -> None:
+        monitor.lies |= {"stop": lambda _: {}, "query-status": lambda _: {"status": "paused"}}
+
+    incident, _ = bench.freeze(lie, kernel=False)
+    assert incident.state == "failed"
+    assert "still in the guest" in failed(incident)["stop"]
+
+
+def test_it_says_that_it_let_go_of_its_disks(bench: Bench) -> None:
+    def lie(monitor: Liar, _vm: Vm) -> None:
+        monitor.lies |= {"query-block": lambda _: [], "query-named-block-nodes": lambda _: []}
+
+    incident, _ = bench.freeze(lie)
+    assert incident.state == "failed"
+    assert "holds" in failed(incident)["release"]
+    assert incident.steps["seal"].state == "done"
+    assert held(bench)
+
+
+def test_it_does_not_detach_and_not_inactivate(bench: Bench) -> None:
+    def lie(monitor: Liar, _vm: Vm) -> None:
+        monitor.lies |= {
+            "qom-set": lambda _: {}, "blockdev-del": lambda _: {}, "blockdev-set-active": lambda _: {},
+        }  # fmt: skip
+
+    incident, _ = bench.freeze(lie)
+    assert incident.state == "failed"
+    assert "locks" in failed(incident)["release"]
+
+
+def test_what_cannot_be_detached_is_made_inactive_and_the_process_frozen(bench: Bench) -> None:
+    from hwerr_notify.guard.errors import Refused
+
+    def refuse(_arguments: Any) -> Any:
+        raise Refused("GenericError", "not today")
+
+    def lie(monitor: Liar, _vm: Vm) -> None:
+        monitor.lies["qom-set"] = refuse
+
+    incident, _ = bench.freeze(lie)
+    assert (incident.state, failed(incident)) == ("frozen", {})
+    assert not incident.steps["release"].facts["detached"]
+    assert incident.steps["seal"].facts == {"weaker": False, "process": True}
+    assert not held(bench)
+    guest = bench.guest
+    hva = incident.machine["ranges"][0][2] + COUNTER_GPA
+    before = counter(guest, hva)
+    os.kill(guest.pid, signal.SIGCONT)
+    assert counter(guest, hva) == before
+
+
+NONSENSE: tuple[Any, ...] = (None, 3, [], {}, [3], {"status": 3}, [{"node-name": 3}], "x" * 1000)
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["query-status", "query-block", "query-named-block-nodes", "query-cpus-fast", "human-monitor-command",
+     "query-migrate", "query-block-jobs", "query-block-exports"],
+)  # fmt: skip
+def test_nonsense(bench: Bench, command: str) -> None:
+    """Whatever it answers: FROZEN with the disk free, or not FROZEN."""
+    answers = iter(NONSENSE * 20)
+
+    def lie(monitor: Liar, _vm: Vm) -> None:
+        monitor.lies[command] = lambda _: next(answers)
+
+    incident, _ = bench.freeze(lie)
+    assert incident.state == "failed"
+    assert failed(incident)
+    incident, _ = bench.freeze(lambda _monitor, _vm: None)
+    assert incident.state == "frozen"
+    assert not held(bench)
+
+
+@pytest.mark.parametrize(
+    ("command", "step"),
+    [("query-status", "record"), ("query-version", "record"), ("query-block", "release"),
+     ("blockdev-del", "release"), ("netdev_del", "release")],
+)  # fmt: skip
+def test_it_hangs(bench: Bench, command: str, step: str) -> None:
+    """Bounded in time, told which step; and it goes on when the monitor does."""
+
+    async def hang() -> None:
+        await asyncio.Event().wait()
+
+    incident, _ = bench.freeze(
+        lambda monitor, _vm: monitor.lies.update({command: lambda _: hang()}), again=True
+    )
+    assert (incident.state, failed(incident)) == ("frozen", {})
+    assert not held(bench)
+
+
+@pytest.mark.parametrize(
+    "command", ["query-status", "stop", "query-version", "query-block", "qom-set", "netdev_del"]
+)
+def test_qemu_dies(bench: Bench, command: str) -> None:
+    def lie(monitor: Liar, vm: Vm) -> None:
+        async def die(arguments: Any) -> Any:
+            vm.process.kill()
+            return await monitor.monitor.execute(command, arguments)
+
+        monitor.lies[command] = die
+
+    incident, _ = bench.freeze(lie)
+    assert incident.state == "gone"
+    assert "its memory is lost" in incident.notes[-1]
+    assert not held(bench)
+
+
+def test_somebody_takes_the_disk_back_before_the_seal(bench: Bench) -> None:
+    """Between release and seal another client adds the image again: seen, and not called FROZEN."""
+
+    def lie(monitor: Liar, vm: Vm) -> None:
+        original = vm.process.taps
+
+        def taps() -> list[str]:
+            # The last thing the release looks at.
+            node = {"driver": "file", "node-name": "again", "filename": str(bench.disk)}
+            assert bench.guest.qmp is not None
+            if "blockdev-del" in monitor.said and not any(
+                n["node-name"] == "again" for n in bench.guest.qmp.execute("query-named-block-nodes")
+            ):
+                bench.guest.qmp.execute("blockdev-add", **node)
+            return original()
+
+        vm.process.taps = taps  # type: ignore[method-assign]
+
+    incident, _ = bench.freeze(lie)
+    assert incident.state == "failed"
+    assert "taken back" in failed(incident)["seal"]
