@@ -6,11 +6,12 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from hwerr_notify import Edac, Guest, GuestFlags, Memory, Severity, Source, build
-from hwerr_notify.guard.decide import Corrected, decide, of_qmp, poisoned
+from hwerr_notify import Edac, Event, Flags, Guest, GuestFlags, Memory, Severity, Source, build
+from hwerr_notify.guard.decide import Corrected, Exceeded, decide, of_qmp, poisoned
 from hwerr_notify.guard.errors import Fault, GuardError
 from hwerr_notify.guard.front import harmless
 from hwerr_notify.guard.layout import parse_registers
@@ -25,8 +26,8 @@ GUEST = Guest(7, GuestFlags.KVM, start_ns=5, gpa=0x5000, hva=0x7F0000005000, len
 INCIDENT = Incident("20260102T030405.006-web1", "boot", "web1", None, 7, 5, "/run/q", {"message": "m"}, 1, 2)
 
 
-def event(severity: Severity, source: Source = Source.MCE, **more: int) -> object:
-    return build(Memory(0x1000, 4096), GUEST, severity=severity, source=source, **more)
+def event(severity: Severity, source: Source = Source.MCE, flags: Flags = Flags(0)) -> Event:
+    return build(Memory(0x1000, 4096), GUEST, severity=severity, source=source, flags=flags)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +45,7 @@ def event(severity: Severity, source: Source = Source.MCE, **more: int) -> objec
         (S.INFO, Source.BLOCK, {}, None),
     ],
 )
-def test_decisions(severity: Severity, source: Source, policy: dict, expected: str | None) -> None:
+def test_decisions(severity: Severity, source: Source, policy: dict[str, Any], expected: str | None) -> None:
     assert decide(event(severity, source), GUEST, VmPolicy(**policy)) == expected
 
 
@@ -54,8 +55,6 @@ def test_what_the_kernel_stopped_is_frozen_whatever_the_policy_says_now() -> Non
 
 
 def test_what_a_program_published_as_hardware_freezes_nobody() -> None:
-    from hwerr_notify import Flags
-
     assert decide(event(S.FATAL, flags=Flags.SOFTWARE), GUEST, VmPolicy()) == "tell"
 
 
@@ -65,10 +64,8 @@ def test_poison() -> None:
 
 
 def test_events_of_qemu() -> None:
-    io = {
-        "event": "BLOCK_IO_ERROR",
-        "data": {"action": "stop", "nospace": False, "device": "d", "reason": "x"},
-    }
+    data = {"action": "stop", "nospace": False, "device": "d", "reason": "x"}
+    io: dict[str, Any] = {"event": "BLOCK_IO_ERROR", "data": data}
     assert of_qmp(io, VmPolicy()) == ("block", "I/O error on d: None: x")
     io["data"]["nospace"] = True
     assert of_qmp(io, VmPolicy()) is None
@@ -81,7 +78,7 @@ def test_thresholds() -> None:
     policy = VmPolicy(degraded=(Threshold(3, 10.0, "dimm"), Threshold(5, 10.0, "vm")))
     counter = Corrected()
 
-    def add(seconds: float, label: str, count: int = 1) -> object:
+    def add(seconds: float, label: str, count: int = 1) -> Exceeded | None:
         made = build(
             Edac(0, label=label), GUEST, severity=S.CORRECTED, source=Source.EDAC, count=count,
             time_mono_ns=int((100 + seconds) * 1e9),
@@ -92,9 +89,12 @@ def test_thresholds() -> None:
     assert add(1, "A") is None
     assert add(10.5, "A") is None  # the first is out of the window
     found = add(10.6, "A")
+    assert found
     assert (found.unit, found.errors) == ("DIMM A", 3)
     assert add(10.7, "B") is None
-    assert add(30, "B", count=3).unit == "DIMM B"
+    found = add(30, "B", count=3)
+    assert found
+    assert found.unit == "DIMM B"
 
 
 def test_incidents_on_disk(tmp_path: Path) -> None:

@@ -60,8 +60,8 @@ class Daemon:
             try:
                 deadline = time.monotonic() + LIMIT
                 while ready:
-                    found, _, _ = select.select([listener, pidfd], [], [], deadline - time.monotonic())
-                    if listener in found:
+                    found, _, _ = select.select([listener.fileno(), pidfd], [], [], deadline - time.monotonic())
+                    if listener.fileno() in found:
                         if b"READY=1" in listener.recv(4096):
                             break
                     elif pidfd in found and fault:
@@ -114,7 +114,7 @@ class Daemon:
 
     def ask(self, verb: str, **more: Any) -> tuple[list[Any], int, str | None]:
         """A verb over the control socket: lines, exit status, error."""
-        lines = []
+        lines: list[Any] = []
         with socket.socket(socket.AF_UNIX) as sock:
             sock.settimeout(LIMIT)
             sock.connect(str(self.home / "run/control"))
@@ -129,11 +129,11 @@ class Daemon:
 
     def status(self) -> dict[str, Any]:
         (form,), _, _ = self.ask("status")
-        return form
+        return dict(form)
 
     def vm(self, name: str) -> dict[str, Any]:
         (found,) = [v for v in self.status()["vms"] if v["name"] == name]
-        return found
+        return dict(found)
 
     def incidents(self) -> list[dict[str, Any]]:
         """From disk."""

@@ -90,9 +90,12 @@ class Bench:
         store = Store(policy.state_dir)
         store.prepare()
         vms: list[Vm] = []
-        monitor = Liar(
-            await QmpMonitor.connect(self.home / "qmp/web1.qmp", lambda _: vms and vms[0].changed.set())
-        )
+
+        def on_event(_event: dict[str, Any]) -> None:
+            for vm in vms:
+                vm.changed.set()
+
+        monitor = Liar(await QmpMonitor.connect(self.home / "qmp/web1.qmp", on_event))
         process = Process.open(monitor.pid)
         vm = Vm("web1", None, process, VmPolicy(qmp="/x"), "x", monitor)
         vms.append(vm)
