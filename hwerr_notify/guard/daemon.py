@@ -501,8 +501,8 @@ class Guard:
         return incident
 
     def retry(self, vm: Vm, incident: Incident) -> None:
-        """A failed freeze once more, from the step that failed; the seal always anew."""
-        steps = {n: s for n, s in incident.steps.items() if s.state != "failed" and n != "seal"}
+        """A failed freeze once more; what was recorded first stays."""
+        steps = {n: s for n, s in incident.steps.items() if n == "record" and s.state != "failed"}
         incident = replace(incident, state="freezing", steps=steps)
         self.incidents[incident.id] = incident
         self._work(vm, incident)
@@ -716,6 +716,7 @@ class Guard:
             "name": vm.name,
             "uuid": vm.uuid,
             "pid": vm.process.pid,
+            "start_ticks": vm.process.start_ticks,
             "state": self.state(vm),
             "stopped_by": "qemu" if vm.armed else "kernel",
             "why_not_kernel": vm.armed,

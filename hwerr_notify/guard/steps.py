@@ -77,7 +77,8 @@ class Steps:
         steps = {"stop": self._stop, "record": self._record, "release": self._release, "seal": self._seal}
         failed = False
         for name in FREEZING:
-            if incident.done(name) or (failed and name != "seal"):
+            # A stop is made sure of whenever the work is taken up.
+            if (incident.done(name) and name != "stop") or (failed and name != "seal"):
                 continue
             began = time.time_ns()
             fault_point(f"before-{name}")
@@ -90,7 +91,8 @@ class Steps:
                 step = self._failed(began, str(error))
             except _NONSENSE as error:
                 step = self._failed(began, f"QEMU's answers make no sense ({error!r})")
-            incident = incident.with_step(name, step)
+            if step.state == "failed" or not incident.done(name):
+                incident = incident.with_step(name, step)
             failed = failed or step.state == "failed"
             fault_point(f"inside-{name}")
             if name != FREEZING[-1]:
@@ -151,15 +153,16 @@ class Steps:
 
     async def _stop(self, vm: Vm, incident: Incident, began: int) -> Step:
         facts: dict[str, Any] = {}
-        by_kernel = bool(incident.cause.get("stopped")) or self.kernel.stopped_ns(vm.process) is not None
-        how = "by the kernel, in the event path" if by_kernel else "by QEMU"
-        if not by_kernel:
-            stopped = self.kernel.stop(vm.process)
-            if isinstance(stopped, str):
-                facts["kernel"] = stopped
-            else:
-                by_kernel, how = True, "by the kernel, on command"
-                facts |= {"mono_ns": stopped.mono_ns, "vcpus": stopped.vcpus}
+        # Again, if it was stopped already: somebody may have let it go on since.
+        stopped = self.kernel.stop(vm.process)
+        by_kernel = not isinstance(stopped, str)
+        if isinstance(stopped, str):
+            facts["kernel"] = stopped
+            how = "by QEMU"
+        else:
+            in_event = self.kernel.stopped_ns(vm.process) is not None and incident.cause.get("source")
+            how = "by the kernel, in the event path" if in_event else "by the kernel, on command"
+            facts |= {"mono_ns": stopped.mono_ns, "vcpus": stopped.vcpus}
         try:
             monitor = vm.need_monitor()
             if by_kernel:

@@ -22,11 +22,12 @@ from hwerr_notify.guard.store import Incident, Step, Store
 from hwerr_notify.guard.tell import marker, run_program
 
 S = Severity
+NO_FLAGS = Flags(0)
 GUEST = Guest(7, GuestFlags.KVM, start_ns=5, gpa=0x5000, hva=0x7F0000005000, len=4096)
 INCIDENT = Incident("20260102T030405.006-web1", "boot", "web1", None, 7, 5, "/run/q", {"message": "m"}, 1, 2)
 
 
-def event(severity: Severity, source: Source = Source.MCE, flags: Flags = Flags(0)) -> Event:
+def event(severity: Severity, source: Source = Source.MCE, flags: Flags = NO_FLAGS) -> Event:
     return build(Memory(0x1000, 4096), GUEST, severity=severity, source=source, flags=flags)
 
 
@@ -209,3 +210,31 @@ def test_programs() -> None:
 
 def test_markers_stay_in_their_directory() -> None:
     assert marker(Path("/run/g"), "frozen", "../../x").parent == Path("/run/g/frozen")
+
+
+def test_pacemaker_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import asyncio
+
+    from hwerr_notify.guard.policy import Policy
+    from hwerr_notify.guard.tell import Teller
+
+    teller = Teller(Policy(Path("/none"), pacemaker_resource="vm-{name}"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert asyncio.run(teller.frozen("web1", "i1", {})) == [
+        "crm_node is not installed, and the policy has [pacemaker]"
+    ]
+    for name in ("crm_node", "attrd_updater", "crm_resource"):
+        tool = tmp_path / name
+        tool.write_text(f'#!/bin/sh\necho {name} "$@" >> {tmp_path}/said\necho node1\n', "utf-8")
+        tool.chmod(0o755)
+    assert asyncio.run(teller.frozen("web1", "i1", {})) == []
+    assert asyncio.run(teller.cleared("web1")) == []
+    assert (tmp_path / "said").read_text("utf-8").splitlines() == [
+        "crm_node -n",
+        "attrd_updater --name hwerr-vm-web1 --update i1",
+        "crm_resource --fail --resource vm-web1 --node node1",
+        "attrd_updater --name hwerr-vm-web1 --delete",
+    ]
+    (tmp_path / "crm_node").write_text("#!/bin/sh\nexit 1\n", "utf-8")
+    (why,) = asyncio.run(teller.frozen("web1", "i1", {}))
+    assert why == "crm_node ended with status 1: it says nothing"

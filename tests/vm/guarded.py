@@ -59,8 +59,9 @@ class Daemon:
             pidfd = os.pidfd_open(self.process.pid)
             try:
                 deadline = time.monotonic() + LIMIT
+                wanted = [listener.fileno(), pidfd]
                 while ready:
-                    found, _, _ = select.select([listener.fileno(), pidfd], [], [], deadline - time.monotonic())
+                    found, _, _ = select.select(wanted, [], [], deadline - time.monotonic())
                     if listener.fileno() in found:
                         if b"READY=1" in listener.recv(4096):
                             break

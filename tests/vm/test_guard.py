@@ -200,6 +200,56 @@ def test_an_error_while_the_daemon_is_away(home: Path) -> None:
         assert incident["cause"]["source"] == "memory_failure"
 
 
+# -- other layers -------------------------------------------------------------------
+
+
+def test_a_panic_of_the_guest(home: Path) -> None:
+    extra = ("-device", "pvpanic", "-action", "panic=pause")
+    with (
+        Guest.start(guest_config("web1", home, *extra)) as guest,
+        Daemon(home) as daemon,
+        daemon.follow() as events,
+    ):
+        # What the guest's driver would write.
+        guest.hmp("o /b 0x505 1")
+        assert events.next("GUEST_FROZEN", "INCIDENT_FAILED")["event"] == "GUEST_FROZEN"
+        (incident,) = daemon.incidents()
+        assert incident["cause"]["layer"] == "panic"
+
+
+def test_kvm_gives_up(home: Path) -> None:
+    """KVM_RUN fails and QEMU goes to internal-error: here because it is refused, by somebody else's seal."""
+    with (
+        Guest.start(guest_config("web1", home)) as guest,
+        Daemon(home) as daemon,
+        daemon.follow() as events,
+        Seal.load() as seal,
+    ):
+        seal.seal(guest.pid, int(daemon.vm("web1")["start_ticks"]) * 10_000_000)
+        # It leaves the guest when it is asked something, and cannot go back.
+        guest.hmp("info registers")
+        assert events.next("GUEST_FROZEN", "INCIDENT_FAILED")["event"] == "GUEST_FROZEN"
+        (incident,) = daemon.incidents()
+        assert incident["cause"]["layer"] == "kvm"
+
+
+def test_a_policy_that_does_not_want_it(home: Path) -> None:
+    extra = ("-device", "pvpanic", "-action", "panic=pause")
+    with (
+        Guest.start(guest_config("web1", home, *extra)) as guest,
+        Guest.start(guest_config("db1", home, *extra)) as other,
+        Daemon(home, vm='name = "web1"\nfreeze_on = ["hardware"]\n[[vm]]\nqmp = "/none"') as daemon,
+    ):
+        assert {v["name"] for v in daemon.status()["vms"]} == {"web1"}
+        guest.hmp("o /b 0x505 1")
+        other.hmp("o /b 0x505 1")
+        with daemon.follow() as events:
+            hit(guest)
+            assert events.next("GUEST_FROZEN")["vm"] == "web1"
+        (incident,) = daemon.incidents()
+        assert incident["cause"]["layer"] == "hardware"
+
+
 # -- killed in between -----------------------------------------------------------
 
 STEPS = ("stop", "record", "release", "seal", "tell", "keep")
