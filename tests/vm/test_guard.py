@@ -255,7 +255,8 @@ def test_a_policy_that_does_not_want_it(home: Path) -> None:
 STEPS = ("stop", "record", "release", "seal", "tell", "keep")
 POINTS = [
     "begin", "begun", "amid-release", "before-tell", "inside-tell", "after-tell",
-    "before-keep", "inside-keep", *(f"{when}-{step}" for step in STEPS[:4] for when in ("before", "inside", "after")),
+    "before-keep", "inside-keep",
+    *(f"{when}-{step}" for step in STEPS[:4] for when in ("before", "inside", "after")),
 ]  # fmt: skip
 
 
