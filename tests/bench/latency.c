@@ -47,12 +47,24 @@ static void die(const char *what)
 	exit(1);
 }
 
+/* Each on a CPU of its own: else the one who waits for the other keeps it from running. */
+static void pin(int cpu)
+{
+	cpu_set_t set;
+
+	CPU_ZERO(&set);
+	CPU_SET(cpu, &set);
+	if (sched_setaffinity(0, sizeof(set), &set))
+		die("needs CPUs 0 and 1");
+}
+
 static void *reader(void *arg)
 {
 	char buf[HWERR_RECORD_MAX];
 	int i;
 
 	(void)arg;
+	pin(1);
 	reader_tid = syscall(SYS_gettid);
 	for (i = 0; i < 2 * rounds; i++) {
 		int which = i & 1;
@@ -105,6 +117,7 @@ int main(int argc, char **argv)
 	m.rec.version = HWERR_ABI_VERSION;
 	m.rec.severity = HWERR_SEV_FATAL;
 	m.rec.source = HWERR_SRC_USER;
+	pin(0);
 	pthread_create(&t, NULL, reader, NULL);
 	for (i = 0; i < 2 * rounds; i++) {
 		if (read(go[0], &c, 1) != 1)
