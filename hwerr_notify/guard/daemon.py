@@ -180,13 +180,14 @@ class Guard:
             for uri in {p.libvirt for p in self.policy.vms if p.libvirt}:
                 libvirt = Libvirt(uri, self)
                 self._libvirts.append(libvirt)
+                self._tried[uri] = libvirt.tried
                 self.spawn(libvirt.run())
         # The first try at each socket; a monitor that hangs is not waited for.
         first = [asyncio.create_task(tried.wait()) for tried in self._tried.values()]
         if first:
             await asyncio.wait(first, timeout=_FIRST_TRY)
-        for task in first:
-            task.cancel()
+        for waiting in first:
+            waiting.cancel()
         for incident in list(self.incidents.values()):
             self._take_up(incident)
         for vm in list(self.vms.values()):

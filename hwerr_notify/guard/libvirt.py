@@ -11,9 +11,11 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..names import qemu_identity
 from .errors import GuardError, MonitorError, Refused
 from .monitor import DEFAULT_LIMIT
 
@@ -71,12 +73,28 @@ class LibvirtMonitor:
         self.closed.set()
 
 
+def _process_of(uuid: str) -> int:
+    """The QEMU that was started with this UUID; libvirt has no call that tells. MonitorError."""
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            argv = os.fsdecode((entry / "cmdline").read_bytes()).split("\0")
+        except OSError:
+            continue
+        if str(qemu_identity(argv)[1]) == uuid:
+            return int(entry.name)
+    raise MonitorError(f"no process runs the domain of UUID {uuid}")
+
+
 class Libvirt:
     """A connection; guards the running domains that the policy names."""
 
     def __init__(self, uri: str, guard: Guard) -> None:
         self.uri = uri
         self.guard = guard
+        # Set when its running domains are guarded, or it cannot be reached.
+        self.tried = asyncio.Event()
         self._connection: Any = None
         self._loop = asyncio.get_running_loop()
 
@@ -100,6 +118,7 @@ class Libvirt:
                 await self._serve(libvirt, lost)
             except libvirt.libvirtError as error:
                 self.guard.unreachable[self.uri] = str(error)
+            self.tried.set()
             await asyncio.sleep(_RETRY)
 
     def _start_events(self, libvirt: Any) -> None:
@@ -142,6 +161,7 @@ class Libvirt:
         flags = libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE
         for domain in await asyncio.to_thread(connection.listAllDomains, flags):
             await self._add(domain)
+        self.tried.set()
         await lost.wait()
 
     def _appeared(self, domain: Any) -> None:
@@ -158,8 +178,7 @@ class Libvirt:
         if policy is None:
             return
         try:
-            # libvirt has no call for it; its driver writes this file.
-            pid = int(Path(f"/run/libvirt/qemu/{name}.pid").read_text("ascii"))
+            pid = await asyncio.to_thread(_process_of, domain.UUIDString())
             monitor = LibvirtMonitor(domain, pid)
             await self.guard.add(name, domain.UUIDString(), pid, policy, self.uri, monitor)
             self.guard.unreachable.pop(f"{self.uri} {name}", None)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from testbed.guest import Guest, GuestConfig
 
@@ -197,7 +197,13 @@ def vcpu_time(guest: Guest) -> list[tuple[int, int]]:
     return found
 
 
-def counter(guest: Guest, hva: int) -> int:
+class HasPid(Protocol):
+    """A guest, however it was started."""
+
+    pid: int
+
+
+def counter(guest: HasPid, hva: int) -> int:
     """The guest's own counter, read from outside QEMU."""
     fd = os.open(f"/proc/{guest.pid}/mem", os.O_RDONLY)
     try:

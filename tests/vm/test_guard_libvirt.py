@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: MIT
+"""hwerr-guard with a guest that libvirt runs: its monitor stays libvirt's."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from guarded import Daemon, counter
+from testbed import inject, pagemap
+from testbed.guest import COUNTER_GPA, firmware
+
+pytestmark = pytest.mark.amd
+
+URI = "qemu:///system"
+HIT_GPA = 0x200000
+
+DOMAIN = """\
+<domain type="kvm"><name>web1</name><memory unit="MiB">64</memory><vcpu>1</vcpu>
+<os><type arch="x86_64" machine="pc">hvm</type><loader type="rom">{rom}</loader></os>
+<on_crash>preserve</on_crash>
+<devices><emulator>/usr/bin/qemu-system-x86_64</emulator>
+<disk type="file" device="disk"><driver name="qemu" type="qcow2"/><source file="{disk}"/>
+<target dev="vda" bus="virtio"/></disk>
+<interface type="user"><model type="virtio"/></interface></devices></domain>
+"""
+
+# What the package libvirt-daemon-system would set up, in a mount namespace of its own.
+SETUP = """\
+set -e
+mount -t tmpfs tmpfs /var/lib
+mkdir -p /var/lib/libvirt /var/cache/libvirt /var/log/libvirt
+cp /etc/passwd {home}/passwd
+cp /etc/group {home}/group
+grep -q ^libvirt-qemu: {home}/passwd || echo libvirt-qemu:x:64055:64055::/:/bin/false >>{home}/passwd
+grep -q ^libvirt-qemu: {home}/group || echo libvirt-qemu:x:64055: >>{home}/group
+mount --bind {home}/passwd /etc/passwd
+mount --bind {home}/group /etc/group
+mount --bind {home}/etc /etc/libvirt
+exec libvirtd
+"""
+
+QEMU_CONF = """\
+user = "root"
+group = "root"
+security_driver = "none"
+remember_owner = 0
+dynamic_ownership = 0
+cgroup_controllers = []
+namespaces = []
+stdio_handler = "file"
+"""
+
+
+def virsh(*argv: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["virsh", "-q", "-c", URI, *argv], capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+@pytest.fixture
+def home() -> Path:
+    path = Path("/run/hwerr-test") / uuid.uuid4().hex[:8]
+    (path / "etc/qemu").mkdir(parents=True)
+    return path
+
+
+@pytest.fixture
+def libvirtd(home: Path) -> Iterator[subprocess.Popen[bytes]]:
+    (home / "etc/qemu.conf").write_text(QEMU_CONF, "utf-8")
+    (home / "etc/libvirtd.conf").write_text('auth_unix_rw = "none"\nunix_sock_group = "root"\n', "utf-8")
+    Path("/run/libvirt").mkdir(exist_ok=True)
+    with (home / "libvirtd.log").open("wb") as log:
+        process = subprocess.Popen(
+            ["unshare", "-m", "bash", "-c", SETUP.format(home=home)], stdout=log, stderr=log
+        )
+    try:
+        # Its socket is there before it answers: virsh waits.
+        while not Path("/run/libvirt/libvirt-sock").exists():
+            assert process.poll() is None, (home / "libvirtd.log").read_text("utf-8")
+            select.select([], [], [], 0.1)
+        yield process
+    finally:
+        os.kill(process.pid, signal.SIGCONT)
+        virsh("destroy", "web1")
+        process.terminate()
+        process.wait(60)
+
+
+@pytest.fixture
+def disk(home: Path, libvirtd: object) -> Path:
+    """Of the domain web1, which runs."""
+    disk, rom = home / "disk.qcow2", home / "rom"
+    rom.write_bytes(firmware("count"))
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(disk), "16M"], check=True)
+    (home / "web1.xml").write_text(DOMAIN.format(rom=rom, disk=disk), "utf-8")
+    done = virsh("create", str(home / "web1.xml"))
+    assert done.returncode == 0, done.stderr + (home / "libvirtd.log").read_text("utf-8")
+    return disk
+
+
+class Domain:
+    """Just enough of a guest for `counter`."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+
+    def address(self, gpa: int) -> int:
+        said = virsh("qemu-monitor-command", "web1", "--hmp", f"gpa2hva {gpa:#x}").stdout
+        return int(said.strip().rpartition("0x")[2], 16)
+
+
+def unlocked(disk: Path) -> bool:
+    argv = ["qemu-io", "-f", "qcow2", "-c", "write -P 7 0 4096", str(disk)]
+    return subprocess.run(argv, capture_output=True, check=False).returncode == 0
+
+
+def daemon_of(home: Path) -> Daemon:
+    daemon = Daemon(home)
+    text = daemon.policy.read_text("utf-8").replace(f'qmp = "{home}/qmp/*.qmp"', f'libvirt = "{URI}"')
+    daemon.policy.write_text(text, "utf-8")
+    return daemon
+
+
+def test_frozen_whatever_libvirt_is_told(home: Path, disk: Path) -> None:
+    with daemon_of(home) as daemon, daemon.follow() as events:
+        guest = Domain(daemon.vm("web1")["pid"])
+        hva = guest.address(COUNTER_GPA)
+        assert not unlocked(disk)
+        inject.hwpoison(pagemap.pfn_of(guest.pid, guest.address(HIT_GPA)))
+        told = events.next("GUEST_FROZEN", "INCIDENT_FAILED")
+        assert told["event"] == "GUEST_FROZEN", daemon.said()
+        before = counter(guest, hva)
+        assert unlocked(disk)
+        for verbs in (("resume",), ("reset", "resume"), ("suspend", "resume"), ("reset",)):
+            for verb in verbs:
+                virsh(verb, "web1")
+            assert counter(guest, hva) == before
+            assert unlocked(disk)
+        daemon.kill()
+        daemon.start()
+        assert daemon.vm("web1")["state"] == "frozen"
+        (incident,) = daemon.incidents()
+        assert daemon.run("clear", incident["id"]).returncode == 0
+        assert not Path(f"/proc/{guest.pid}").exists()
+
+
+def test_libvirt_hangs(home: Path, disk: Path, libvirtd: subprocess.Popen[bytes]) -> None:
+    """Stopped by the kernel, sealed; not FROZEN, said so in time; FROZEN when libvirt answers again."""
+    with daemon_of(home) as daemon, daemon.follow() as events:
+        guest = Domain(daemon.vm("web1")["pid"])
+        hva = guest.address(COUNTER_GPA)
+        pfn = pagemap.pfn_of(guest.pid, guest.address(HIT_GPA))
+        os.kill(libvirtd.pid, signal.SIGSTOP)
+        inject.hwpoison(pfn)
+        told = events.next("GUEST_FROZEN", "INCIDENT_FAILED")
+        assert (told["event"], told["step"]) == ("INCIDENT_FAILED", "record")
+        before = counter(guest, hva)
+        os.kill(libvirtd.pid, signal.SIGCONT)
+        virsh("resume", "web1")
+        assert counter(guest, hva) == before
+        done = daemon.run("freeze", "web1")
+        assert done.returncode == 0, done.stderr + daemon.said()
+        assert unlocked(disk)
