@@ -290,8 +290,8 @@ def kernel_words(args: argparse.Namespace, kernel: Kernel, script: Path, insmod:
         # An emulated CPU on a busy host is slow, not hung.
         "rcupdate.rcu_cpu_stall_timeout=120", "watchdog_thresh=60", "tsc=reliable", "no_timer_check",
         "psmouse.proto=exps", "raid=noautodetect",
-        # See ask_where(): tasks, and what each CPU runs.
-        "unknown_nmi_panic", "panic_print=0x41",
+        # See ask_where(): where each CPU is. A list of all tasks would wait for locks of a stopped CPU.
+        "unknown_nmi_panic", "panic_print=0x40",
         # The emulated CPU has none of the holes, and pays dearly for closing them.
         "mitigations=off",
     ]  # fmt: skip
@@ -417,7 +417,7 @@ def follow(
 
 
 def ask_where(qemu: subprocess.Popen[bytes], nmi: socket.socket, progress: Progress) -> None:
-    """Have a kernel that hangs say on its console what every task and CPU does: it panics on an NMI."""
+    """Have a kernel that hangs say on its console where every CPU is: it panics on an NMI."""
     progress.always("asking the kernel where it is")
     nmi.sendall(b'{"execute": "qmp_capabilities"}\n{"execute": "inject-nmi"}\n')
     try:
@@ -442,8 +442,6 @@ def judge(args: argparse.Namespace, outcome: Outcome, run: Path, progress: Progr
         progress.always(f"the VM could not be set up: {outcome.failure}; {where}")
         return EXIT_SETUP
     if outcome.lost is not None:
-        for text in splat.blocked_tasks(outcome.console)[:8]:
-            sys.stderr.write("".join(f"    {line}\n" for line in text.splitlines()))
         if not splats:
             progress.always("last lines of the console:")
             sys.stderr.write("".join(f"    {line}\n" for line in outcome.console[-15:]))

@@ -92,19 +92,3 @@ def taint_names(tainted: int) -> list[str]:
     """What splats the taint flags tell of."""
     return [name for bit, name in _TAINTS.items() if tainted >> bit & 1]
 
-
-def blocked_tasks(lines: Iterable[str]) -> list[str]:
-    """Tasks that run or wait uninterruptibly, with their stacks, from a console's list of tasks."""
-    found: list[list[str]] = []
-    keep = False
-    for line in lines:
-        text = strip_stamp(line)
-        if text.startswith("task:"):
-            keep = re.search(r"state:[RD]", text) is not None
-            if keep:
-                found.append([])
-        elif not text.startswith((" ", "Call Trace", "RIP", "<")):
-            keep = False
-        if keep:
-            found[-1].append(line.rstrip("\r\n"))
-    return ["\n".join(task[:30]) for task in found]
