@@ -57,9 +57,9 @@ class Storm:
     def _run(self) -> None:
         try:
             while not self._stop.is_set():
-                put(SIM / "bench", f"n=200 ce={self.raised % 2}")
+                put(SIM / "bench", f"n=2000 ce={self.raised % 2}")
                 self.raised += 1
-                if self.raised % 50 == 0:
+                if self.raised % 10 == 0:
                     # Corrected, and of no page: nobody takes a page out for it.
                     inject.mce_sim(MceRecord(status=0x9800_0000_0000_0135, misc=self.raised, bank=1))
         except BaseException as error:
