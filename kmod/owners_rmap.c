@@ -32,13 +32,20 @@
  * vma, mm	unlink_anon_vmas() and unlink_file_vma() take the lock we hold
  *		for writing before a vma is freed, and the mm outlives its
  *		vmas. vm_start, vm_end and vm_pgoff change under the same lock.
+ *		So mm_count is not zero, and mmgrab() is allowed; mm_users may
+ *		be. The vma may be that of a child that fork() has yet to
+ *		finish, or to give up: see mm_task() in owners.c.
  *
  * page tables	free_pgtables() unlinks the vma before it frees tables below it,
  *		hugetlb PMD unsharing takes i_mmap_rwsem for writing, and
  *		whoever frees a table of a living vma (khugepaged,
  *		madvise) makes it wait for walkers that have interrupts off:
- *		see "Fast GUP" in mm/gup.c, and tlb_remove_table_sync_one() in
- *		mm/mmu_gather.c. So tables are read as gup_fast reads them.
+ *		see "Fast GUP" in mm/gup.c, tlb_remove_table_sync_one() in
+ *		mm/mmu_gather.c, and pte_free_defer(), whose grace period
+ *		interrupts that are off hold up as well. So tables are read as
+ *		gup_fast reads them. An entry that is moved meanwhile (mremap())
+ *		is found at the old address or missed, and if it is missed the
+ *		page's mapcount tells.
  */
 #include <linux/hugetlb.h>
 #include <linux/interval_tree_generic.h>
