@@ -29,6 +29,14 @@
 #include "ring.h"
 
 #define POOL_DRAFTS	64	/* bits of pool.free */
+/* Those of them that corrected errors leave to uncorrected ones. */
+#define POOL_RESERVED	GENMASK_ULL(15, 0)
+/*
+ * What a storm of interrupts may cost beside the interrupts: the work item pauses
+ * for as long as it ran. Until then what does not fit the pool is counted as lost.
+ */
+#define QUEUE_RUN_NS	(10 * NSEC_PER_MSEC)
+#define QUEUE_PAUSE	max(msecs_to_jiffies(10), 1UL)
 #define TEXT_ROOM	256	/* of a line, its NUL included; a multiple of 8 */
 #define RECENT_ERRORS	32
 #define LINKED_PAGES	64
@@ -86,7 +94,7 @@ static siphash_key_t ident_key;
 
 static void queue_fn(struct work_struct *work);
 static void recent_fn(struct work_struct *work);
-static DECLARE_WORK(queue_work_item, queue_fn);
+static DECLARE_DELAYED_WORK(queue_work_item, queue_fn);
 static DECLARE_DELAYED_WORK(recent_work, recent_fn);
 
 static u64 ident_of(u8 source, u64 a, u64 b, u64 c, u64 d)
@@ -102,23 +110,23 @@ void hwerr_draft_ident(struct hwerr_draft *draft, u64 a, u64 b, u64 c, u64 d)
 		draft->ident = ident_of(draft->rec.source, a, b, c, d);
 }
 
-static inline struct hwerr_draft *pool_get(void)
+static inline struct hwerr_draft *pool_get(u64 but)
 {
 	s64 free = atomic64_read(&pool.free);
 	int i;
 
 	/* Pairs with hwerr_draft_put(): what was done to the draft is done. */
 	do {
-		if (!free)
+		if (!(free & ~but))
 			return NULL;
-		i = __ffs64(free);
+		i = __ffs64(free & ~but);
 	} while (!atomic64_try_cmpxchg(&pool.free, &free, free & ~BIT_ULL(i)));
 	return &pool.drafts[i];
 }
 
 struct hwerr_draft *hwerr_draft_get(u8 source, u8 severity)
 {
-	struct hwerr_draft *d = pool_get();
+	struct hwerr_draft *d = pool_get(severity <= HWERR_SEV_CORRECTED ? POOL_RESERVED : 0);
 
 	if (!d) {
 		hwerr_ring_drop(severity, source);
@@ -327,7 +335,7 @@ static void recent_first(struct hwerr_recent *e, u64 ident, struct hwerr_record 
 /* Tells the repetitions of every window that is over; process context. */
 static void recent_fn(struct work_struct *work)
 {
-	struct hwerr_draft *d = pool_get();
+	struct hwerr_draft *d = pool_get(0);
 	bool again = false;
 	int i;
 
@@ -440,9 +448,14 @@ static __always_inline void finish(struct hwerr_draft *d)
 
 static void queue_fn(struct work_struct *work)
 {
+	u64 until = ktime_get_ns() + QUEUE_RUN_NS;
 	struct hwerr_draft *d;
 
 	for (;;) {
+		if (ktime_get_ns() >= until) {
+			queue_delayed_work(hwerr_wq, &queue_work_item, QUEUE_PAUSE);
+			return;
+		}
 		raw_spin_lock_irq(&pool.lock);
 		d = list_first_entry_or_null(&pool.queue, struct hwerr_draft, node);
 		if (d)
@@ -468,7 +481,7 @@ void hwerr_submit(struct hwerr_draft *d)
 		raw_spin_lock_irqsave(&pool.lock, flags);
 		list_add_tail(&d->node, &pool.queue);
 		raw_spin_unlock_irqrestore(&pool.lock, flags);
-		queue_work(hwerr_wq, &queue_work_item);
+		queue_delayed_work(hwerr_wq, &queue_work_item, 0);
 		return;
 	}
 	finish(d);
@@ -503,7 +516,9 @@ void hwerr_publish_user(struct hwerr_record *rec)
 
 void hwerr_record_flush(void)
 {
-	flush_work(&queue_work_item);
+	/* It may have paused before the end of the queue. */
+	while (flush_delayed_work(&queue_work_item))
+		;
 }
 
 int hwerr_record_init(void)
@@ -533,7 +548,7 @@ int hwerr_record_init(void)
 void hwerr_record_exit(void)
 {
 	if (hwerr_wq) {
-		flush_work(&queue_work_item);
+		hwerr_record_flush();
 		cancel_delayed_work_sync(&recent_work);
 		destroy_workqueue(hwerr_wq);
 		hwerr_wq = NULL;

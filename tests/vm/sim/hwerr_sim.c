@@ -22,6 +22,7 @@
  *   bench         n=.. ce=0 ue=0 step=1: raises mc_event that often, each another error,
  *                 or with step=0 the same, without an address; ce=1: corrected, but for
  *                 every ue-th. Then bench_ns holds what it took
+ *                 addr=..: on that page; irqs_off=1: as an interrupt handler would
  *   splat         any line: WARN(), so that the test bed can test itself
  *
  * Two memory controllers of two channels with two slots each; their DIMMs are
@@ -303,10 +304,11 @@ static u64 sim_bench_ns;
 
 static int sim_bench(char *line)
 {
-	u64 n = 0, ce = 0, ue = 0, step = 1, i, start;
+	u64 n = 0, ce = 0, ue = 0, step = 1, addr = 0, irqs_off = 0, i, start;
 	const struct sim_key keys[] = {
 		{ "n", SIM_U64, &n }, { "ce", SIM_U64, &ce }, { "ue", SIM_U64, &ue },
-		{ "step", SIM_U64, &step }, {}
+		{ "step", SIM_U64, &step }, { "addr", SIM_U64, &addr },
+		{ "irqs_off", SIM_U64, &irqs_off }, {}
 	};
 	int err = sim_parse(line, keys);
 
@@ -315,9 +317,14 @@ static int sim_bench(char *line)
 	start = ktime_get_ns();
 	for (i = 0; i < n; i++) {
 		bool corrected = ce && !(ue && i % ue == 0);
+		unsigned long flags;
 
+		if (irqs_off)
+			local_irq_save(flags);
 		trace_mc_event(corrected ? HW_EVENT_ERR_CORRECTED : HW_EVENT_ERR_UNCORRECTED,
-			       "bench", "DIMM_A1", 1, 0, 0, 0, -1, 0, 6, i * step, "");
+			       "bench", "DIMM_A1", 1, 0, 0, 0, -1, addr, 6, i * step, "");
+		if (irqs_off)
+			local_irq_restore(flags);
 		if (i % 64 == 63)
 			cond_resched();
 	}
