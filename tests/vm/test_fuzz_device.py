@@ -2,12 +2,17 @@
 """The device against every call there is, at random; see tests/fuzz/device.c."""
 
 import os
+import random
+import re
 import subprocess
 import time
 from pathlib import Path
 
+import pytest
+
 TOP = Path(__file__).resolve().parents[2]
 SECONDS = int(os.environ.get("HWERR_FUZZ_SECONDS", "60"))
+LOADS = int(os.environ.get("HWERR_FAILED_LOADS", "40"))
 
 
 def test_device() -> None:
@@ -26,3 +31,34 @@ def test_device() -> None:
     )
     print(run.stdout)
     assert run.returncode == 0, f"{run.stderr}{run.stdout} seed {seed}, status {run.returncode}"
+
+
+def _nth(*argv: str | Path) -> str:
+    out = TOP / "build" / "fuzz"
+    subprocess.run(["make", "-s", "-C", TOP / "tests" / "fuzz", f"OUT={out}", out / "nth"], check=True)
+    run = subprocess.run([out / "nth", *argv], check=False, capture_output=True, text=True, timeout=1800)
+    print(run.stdout)
+    assert run.returncode == 0, run.stderr + run.stdout
+    return run.stdout
+
+
+@pytest.mark.debug
+def test_each_allocation_of_a_call_fails() -> None:
+    told = dict(re.findall(r"^(\w+) .* (\d+) told$", _nth("device"), re.MULTILINE))
+    # Nothing can fail in poll(), and its table is on the stack.
+    assert all(int(n) for name, n in told.items() if name != "poll"), told
+
+
+@pytest.mark.debug
+def test_allocations_of_loading_fail() -> None:
+    """Some of them, chosen anew each time: there are hundreds, most of them not ours."""
+    ko = os.environ["HWERR_KO"]
+    subprocess.run(["rmmod", "hwerr"], check=True)
+    try:
+        count = int(_nth("module-count", ko).split()[-1])
+        seed = time.time_ns()
+        chosen = sorted(random.Random(seed).sample(range(1, count), LOADS))
+        said = _nth("module", ko, *map(str, chosen))
+    finally:
+        subprocess.run(["insmod", ko], check=False)
+    assert "Cannot allocate memory" in said, f"none of {LOADS} failures was noticed, seed {seed}"
