@@ -15,15 +15,16 @@ test:		## all tests, on every kernel of KERNELS
 	scripts/setup
 	.venv/bin/python scripts/test --kernels "$(KERNELS)"
 
-test-long:	## what takes too long for `make test`: storms of loading and unloading
+test-long:	## what takes too long for `make test`: loading under a storm, 20,000 errors while all moves
 	scripts/setup
-	HWERR_LONG=1 .venv/bin/python scripts/test --no-host --cpus amd --kernels "$(KERNELS)" tests/vm/test_module.py
+	HWERR_LONG=1 .venv/bin/python scripts/test --no-host --cpus amd --kernels "$(KERNELS)" --timeout 7200 \
+		tests/vm/test_module.py tests/vm/test_races.py
 
 test-debug:	## all VM tests on a kernel that finds faults (KASAN, lockdep, kmemleak, ...)
 	scripts/setup
 	scripts/kernel debug
 	HWERR_RACES=20000 HWERR_RACES_SECONDS=900 HWERR_FUZZ_SECONDS=600 \
-		.venv/bin/python scripts/test --no-host --kernels debug
+		.venv/bin/python scripts/test --no-host --kernels debug --timeout 7200
 
 check:		## style and types, without a VM (part of `make test`)
 	scripts/setup

@@ -41,7 +41,7 @@
 
 #define PAGE		4096UL
 #define HUGE		(2UL << 20)
-#define CLAIMS		(1U << 20)
+#define CLAIMS		1048576U
 #define CHILDREN	3
 #define OWN		16
 
@@ -147,7 +147,8 @@ static void nap(void)
 /* The region at another address; its claim. */
 static struct claim *move(struct claim *c, struct life *life)
 {
-	void *to = mmap(NULL, len + HUGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	void *to = mmap(NULL, len + HUGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+			-1, 0);
 	int whole = c->must_begin && !c->must_end;
 	struct claim *n;
 	char *goal;
@@ -310,7 +311,9 @@ static void *map_region(const char *kind)
 	}
 	room = mmap(NULL, len + HUGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	va = (char *)(((uintptr_t)room + HUGE - 1) & ~(HUGE - 1));
-	va = mmap(va, len, PROT_READ | PROT_WRITE, flags | MAP_FIXED | (is_huge ? MAP_HUGETLB : 0), fd, 0);
+	if (is_huge)
+		flags |= MAP_HUGETLB;
+	va = mmap(va, len, PROT_READ | PROT_WRITE, flags | MAP_FIXED, fd, 0);
 	if (va == MAP_FAILED)
 		die(kind);
 	if (!strcmp(kind, "thp"))

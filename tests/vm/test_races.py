@@ -171,13 +171,12 @@ class Injector:
         root = DEBUGFS / "mce-inject"
         put(root / "flags", "sw\n")
         put(root / "cpu", "0")
-        # A DRAM error of an AMD northbridge, 4 KiB.
-        put(root / "status", f"{MCI_VAL | MCI_EN | MCI_MISCV | MCI_ADDRV | 8 << 16:#x}")
-        self._files = {name: os.open(root / name, os.O_WRONLY) for name in ("addr", "misc", "bank")}
+        self._files = {n: os.open(root / n, os.O_WRONLY) for n in ("status", "addr", "misc", "bank")}
 
     def _mce(self, addr: int, misc: int) -> None:
-        """As inject.mce(), with what does not change written once."""
-        for name, value in (("addr", addr), ("misc", misc), ("bank", 4)):
+        """As inject.mce(), of a DRAM error of an AMD northbridge, with files that stay open."""
+        status = MCI_VAL | MCI_EN | MCI_MISCV | MCI_ADDRV | 8 << 16
+        for name, value in (("status", status), ("addr", addr), ("misc", misc), ("bank", 4)):
             os.write(self._files[name], f"{value:#x}\n".encode())
 
     def hit(self, pfn: int, source: Source) -> tuple[int, Event, int] | None:
@@ -197,6 +196,8 @@ class Injector:
                     event.mce.misc >> 32 if event.mce else None,
                     event.edac.syndrome if event.edac else None,
                 ):
+                    assert event.memory is not None, f"no address: {event!r}"
+                    assert event.memory.phys_addr == pfn * PAGE
                     return start, event, time.monotonic_ns()
             if self._sources and (generation & 1 or generation != self._sources.generation):
                 self.unheard += 1
@@ -447,12 +448,13 @@ def races(count: int, seconds: float) -> None:
 
 
 def test_owners_while_everything_moves() -> None:
-    races(1000, float(os.environ.get("HWERR_RACES_SECONDS", "25")))
+    count = int(os.environ.get("HWERR_RACES", "1000"))
+    races(count, float(os.environ.get("HWERR_RACES_SECONDS", "25")))
 
 
 @pytest.mark.long
 def test_twenty_thousand_errors() -> None:
-    races(20_000, float(os.environ.get("HWERR_RACES_LONG_SECONDS", "inf")))
+    races(20_000, float("inf"))
 
 
 # -- guests --------------------------------------------------------------------

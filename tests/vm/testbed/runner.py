@@ -489,7 +489,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--smp", type=int, default=2, metavar="N", help="CPUs (default: %(default)s)")
     add("--timeout", type=float, default=1800, metavar="S",
         help="time for COMMAND; the VM is lost after it (default: %(default)g s)")  # fmt: skip
-    add("--boot-timeout", type=float, default=300, metavar="S", help="time to boot (default: %(default)g s)")
+    add(
+        "--boot-timeout",
+        type=float,
+        metavar="S",
+        help="time to boot (default: 300 s; 900 s for the debug kernel)",
+    )
     add("--no-module", action="store_true", help="do not build and load hwerr.ko")
     add("--sim", action="store_true", help="load the test-only hwerr_sim.ko too")
     add("--no-iommu", action="store_true", help="leave out the IOMMU that lets a nested guest have a device")
@@ -510,7 +515,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if any("=" not in e for e in args.env):
         parser.error("--env wants NAME=VALUE")
     args.command = command
-    args.mem = args.mem or ("4G" if args.kernel == "debug" else "3G")
+    debug = args.kernel == "debug"
+    args.mem = args.mem or ("4G" if debug else "3G")
+    args.boot_timeout = args.boot_timeout or (900 if debug else 300)
     return args
 
 
