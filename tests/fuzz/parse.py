@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 
-import atheris  # type: ignore[import-untyped]
+import atheris
 
 with atheris.instrument_imports(include=["hwerr_notify"]):
     import hwerr_notify

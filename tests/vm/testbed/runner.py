@@ -163,7 +163,8 @@ def initramfs(kernel: Kernel) -> Path:
     part.unlink(missing_ok=True)
     argv = [
         virtme, "--kimg", str(kernel.bzimage), "--mods", "auto", "--disable-kvm", "--force-9p",
-        "--disable-microvm", "--script-sh", "true", "--dry-run", "--save-initramfs", str(part),
+        "--force-initramfs", "--disable-microvm", "--script-sh", "true", "--dry-run",
+        "--save-initramfs", str(part),
     ]  # fmt: skip
     done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode != 0 or not part.exists():
