@@ -26,6 +26,10 @@ test-debug:	## all VM tests on a kernel that finds faults (KASAN, lockdep, kmeml
 	HWERR_RACES=20000 HWERR_RACES_SECONDS=900 HWERR_FUZZ_SECONDS=600 \
 		.venv/bin/python scripts/test --no-host --kernels debug --timeout 7200
 
+test-install:	## `make install` on a Debian 12 of its own: build, load, use, uninstall (root)
+	scripts/setup
+	.venv/bin/python -m pytest -q -rs -p no:cacheprovider tests/packaging
+
 check:		## style and types, without a VM (part of `make test`)
 	scripts/setup
 	scripts/check
@@ -50,5 +54,5 @@ clean:		## what was built here
 	rm -rf build
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help demo test test-long test-debug check bench setup module install uninstall clean
+.PHONY: help demo test test-long test-debug test-install check bench setup module install uninstall clean
 .DEFAULT_GOAL := help
