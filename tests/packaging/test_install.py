@@ -69,9 +69,12 @@ def base(release: str) -> Path:
 
 def in_root(command: str, *, status: int = 0) -> str:
     """Run it there, without network; returns what it printed."""
+    enter = (
+        f"mount -t proc proc {ROOT}/proc && mount --rbind /dev {ROOT}/dev &&"
+        f" exec chroot {ROOT} bash -c {shlex.quote(command)}"
+    )
     done = subprocess.run(
-        ["unshare", "--net", "--mount", "--pid", "--fork", "bash", "-c",
-         f"mount -t proc proc {ROOT}/proc && exec chroot {ROOT} bash -c {shlex.quote(command)}"],
+        ["unshare", "--net", "--mount", "--pid", "--fork", "bash", "-c", enter],
         capture_output=True, text=True, timeout=900, check=False,
         env={"PATH": SEARCH, "HOME": "/root", "LANG": "C.UTF-8"},
     )  # fmt: skip
@@ -141,6 +144,7 @@ def test_install_use_and_uninstall(release: str) -> None:
         "/opt/hwerr",
         "/usr/local/",
         "/etc/",
+        "/usr/lib/ocf",
         "/var/lib/dkms/hwerr",
         f"/usr/lib/modules/{release}/updates",
     )
@@ -151,7 +155,7 @@ def test_install_use_and_uninstall(release: str) -> None:
     )
     assert "usage: hwerr-watch" in in_root("hwerr-watch --help")
     assert in_root("hwerr-watch", status=4).startswith("hwerr-watch: ")
-    for section, page in ((1, "hwerr-watch"), (4, "hwerr")):
+    for section, page in ((1, "hwerr-watch"), (1, "hwerr-guard"), (4, "hwerr")):
         assert in_root(f"man -w {page}").strip() == f"/usr/local/share/man/man{section}/{page}.{section}"
     in_root("echo '#include <hwerr.h>' | gcc -fsyntax-only -Wall -Werror -x c -")
     in_root(f"gcc -Wall -Werror -I/usr/local/include -o /tmp/poll {CHECKOUT}/examples/hwerr-poll.c")
