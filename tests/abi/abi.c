@@ -760,7 +760,8 @@ static void t_guard_sizes(void)
 	int fd = dev_open(0), me = syscall(SYS_pidfd_open, getpid(), 0);
 
 	CHECK(me >= 0);
-	g.g.pidfd = s.s.pidfd = me;
+	g.g.pidfd = me;
+	s.s.pidfd = me;
 	g.g.severity = HWERR_SEV_FATAL;
 	FAILS(ioctl(fd, SIZED(HWERR_IOC_GUARD, sizeof(g.g) - 8), &g), EINVAL);
 	FAILS(ioctl(fd, SIZED(HWERR_IOC_STOP, sizeof(s.s) - 8), &s), EINVAL);
@@ -768,7 +769,8 @@ static void t_guard_sizes(void)
 	FAILS(ioctl(fd, HWERR_IOC_STOP, bad), EFAULT);
 	CHECK(!ioctl(fd, SIZED(HWERR_IOC_GUARD, sizeof(g)), &g));
 	FAILS(ioctl(fd, SIZED(HWERR_IOC_STOP, sizeof(s)), &s), ENXIO);
-	g.more[63] = s.more[63] = 1;
+	g.more[63] = 1;
+	s.more[63] = 1;
 	FAILS(ioctl(fd, SIZED(HWERR_IOC_GUARD, sizeof(g)), &g), E2BIG);
 	FAILS(ioctl(fd, SIZED(HWERR_IOC_STOP, sizeof(s)), &s), E2BIG);
 }
@@ -1110,11 +1112,13 @@ static void t_rmmod_refused(void)
 static const struct { const char *name; void (*fn)(void); } tests[] = {
 #define T(name) { #name, t_##name }
 	T(nonblock), T(short_buffer), T(bad_pointer), T(whole_records), T(blocking_read),
-	T(seek_ends_wait), T(filter_ends_wait), T(signal_ends_wait), T(not_seekable), T(poll), T(poll_filter), T(epoll_edge),
+	T(seek_ends_wait), T(filter_ends_wait), T(signal_ends_wait), T(not_seekable),
+	T(poll), T(poll_filter), T(epoll_edge),
 	T(two_readers), T(dup_fork), T(history), T(overflow_exact),
 	T(first_after_gap_tells), T(loss_by_filter), T(seek_counts_evicted),
 	T(storm_16_readers), T(corrected_never_evicts), T(coalesced),
-	T(ioctl_unknown), T(ioctl_sizes), T(guard_sizes), T(guard_list), T(ioctl_values), T(info_stats),
+	T(ioctl_unknown), T(ioctl_sizes), T(guard_sizes), T(guard_list), T(ioctl_values),
+	T(info_stats),
 	T(write_marks), T(write_many), T(write_rejects), T(write_largest),
 	T(scope_unprivileged), T(scope_stays_with_opener), T(rmmod_refused),
 };

@@ -6,6 +6,14 @@
 #include <linux/edac.h>
 #include <linux/version.h>
 
+/* Split off from linux/kernel.h and asm/processor.h. */
+#if __has_include(<linux/hex.h>)
+#include <linux/hex.h>
+#endif
+#if __has_include(<asm/cpuid/api.h>)
+#include <asm/cpuid/api.h>
+#endif
+
 /* drivers/edac/edac_mc.h, which no headers package ships; exported to modules. */
 struct mem_ctl_info *edac_mc_alloc(unsigned int mc_num, unsigned int n_layers,
 				   struct edac_mc_layer *layers, unsigned int sz_pvt);

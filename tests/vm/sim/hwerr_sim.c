@@ -43,13 +43,6 @@
 #include <linux/uuid.h>
 #include <ras/ras_event.h>
 
-#if __has_include(<linux/hex.h>)
-#include <linux/hex.h>
-#endif
-#if __has_include(<asm/cpuid/api.h>)
-#include <asm/cpuid/api.h>
-#endif
-
 #include "compat.h"
 
 #define SIM_MCS		2
