@@ -164,27 +164,35 @@ class Steps:
             how = "by the kernel, in the event path" if in_event else "by the kernel, on command"
             facts |= {"mono_ns": stopped.mono_ns, "vcpus": stopped.vcpus}
         try:
-            monitor = vm.need_monitor()
-            if by_kernel:
-                # QEMU finds out by itself, and remembers that the guest must not go on.
-                while await vm.status() == "running":
-                    await vm.changed.wait()
-                    vm.changed.clear()
-            await monitor.execute("stop", limit=self.policy.limits["stop"])
-            facts["status"] = await vm.status()
-            if facts["status"] in ("running", "inmigrate"):
-                raise Fault(f"QEMU was told to stop and says {facts['status']}")
-        except MonitorError as error:
+            async with asyncio.timeout(0.6 * self.policy.limits["stop"]):
+                facts["status"] = await self._stop_qemu(vm, by_kernel)
+        except (MonitorError, TimeoutError) as error:
+            why = str(error) or "QEMU's monitor does not answer"
             if not by_kernel:
-                raise
-            facts["monitor"] = str(error)
+                raise Fault(why) from None
+            facts["monitor"] = why
         await self._out_of_guest(vm)
         return Step("done", began, time.time_ns(), how, facts)
+
+    @staticmethod
+    async def _stop_qemu(vm: Vm, by_kernel: bool) -> str:
+        """QEMU's run state when it has stopped its devices, too. Fault, MonitorError."""
+        monitor = vm.need_monitor()
+        if by_kernel:
+            # QEMU finds out by itself, and remembers that the guest must not go on.
+            while await vm.status() == "running":
+                await vm.changed.wait()
+                vm.changed.clear()
+        await monitor.execute("stop")
+        status = await vm.status()
+        if status in ("running", "inmigrate"):
+            raise Fault(f"QEMU was told to stop and says {status}")
+        return status
 
     async def _out_of_guest(self, vm: Vm) -> None:
         """Waits until no thread is inside the guest. Fault, just before the step's time is over."""
         machine = vm.machine
-        deadline = time.monotonic() + 0.9 * self.policy.limits["stop"]
+        deadline = time.monotonic() + 0.3 * self.policy.limits["stop"]
         while True:
             threads = await asyncio.to_thread(vm.process.threads)
             inside = [t for t in threads if t.in_guest or (t.running and t.tid in machine.tids)]

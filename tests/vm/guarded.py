@@ -18,6 +18,7 @@ from typing import Any, Protocol, Self
 from testbed.guest import Guest, GuestConfig
 
 LIMIT = 120.0
+LIMITED = ("stop", "record", "release", "seal", "tell")
 
 
 def guest_config(name: str, home: Path, *extra: str, **more: Any) -> GuestConfig:
@@ -34,6 +35,9 @@ class Daemon:
         self.home = home
         (home / "qmp").mkdir(exist_ok=True)
         self.policy = home / "guard.toml"
+        # An emulated machine that is busy takes its time; what must be bounded says so itself.
+        if "[limits]" not in policy:
+            policy += "\n[limits]\n" + "".join(f"{step} = 30\n" for step in LIMITED)
         self.policy.write_text(
             f'state_dir = "{home}/state"\nrun_dir = "{home}/run"\n{policy}\n'
             f'[[vm]]\nqmp = "{home}/qmp/*.qmp"\n{vm}\n',

@@ -320,7 +320,7 @@ def test_a_monitor_that_hangs(home: Path) -> None:
 def test_a_full_disk(home: Path) -> None:
     state = home / "state"
     state.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(state)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(state)], check=True)
     try:
         with Guest.start(guest_config("web1", home)) as guest, Daemon(home) as daemon:
             with contextlib.suppress(OSError), (state / "ballast").open("wb", buffering=0) as ballast:
@@ -343,7 +343,10 @@ def test_a_full_disk(home: Path) -> None:
 def test_qemu_dies_during_the_release(home: Path) -> None:
     hook = home / "hook"
     hook.write_text(
-        '#!/usr/bin/python3\nimport json, os, sys\nos.kill(json.load(sys.stdin)["pid"], 9)\n', "utf-8"
+        "#!/usr/bin/python3\nimport json, os, select, sys\n"
+        'pid = json.load(sys.stdin)["pid"]\nfd = os.pidfd_open(pid)\nos.kill(pid, 9)\n'
+        "select.select([fd], [], [])\n",
+        "utf-8",
     )
     hook.chmod(0o755)
     with (
