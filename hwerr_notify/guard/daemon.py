@@ -143,6 +143,7 @@ class Guard:
             if vm.monitor is not None:
                 await vm.monitor.aclose()
         self.sealer.close()
+        self.store.close()
         if self.device is not None:
             self.device.close()
 

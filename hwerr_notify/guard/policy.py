@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the operator wants, from a TOML file; docs/guard.md and packaging/guard.toml describe it.
+"""What the operator wants, from a TOML file; packaging/guard.toml describes it.
 
 Every complaint names file, line and key. Nothing is guessed: an unknown key is an
 error, because a misspelt one would leave a VM unguarded.

@@ -33,9 +33,12 @@ _SYS_IOCTL = 16
 # the call that made them for ever, and run nothing of the guest's.
 _PF_USER_WORKER = 0x4000
 
-# block/file-posix.c of QEMU: RAW_LOCK_PERM_BASE. The lock of a pid file begins at 0.
-_IMAGE_LOCKS_FROM = 100
-_LOCK = re.compile(r"^lock:\s*\d+: (?:OFDLCK|POSIX)\s+\S+\s+(\S+)\s+\S+\s+\S+\s+(\d+)\s", re.M)
+# block/file-posix.c of QEMU: RAW_LOCK_PERM_BASE, a byte for each permission. The first is to
+# read, which an inactive image keeps and which bars nobody. The lock of a pid file begins at 0.
+_LOCK_OF_READING = 100
+_LOCK = re.compile(
+    r"^lock:\s*\d+: (?:OFDLCK|POSIX)\s+\S+\s+\S+\s+\S+\s+\S+\s+(\d+)\s+(\d+|EOF)\s*$", re.M
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,7 @@ class Thread:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """An open file of the process. `locked`: it holds locks as QEMU puts on images."""
+    """An open file of the process. `locked`: with locks of QEMU's that bar others from the image."""
 
     fd: int
     path: str
@@ -168,7 +171,10 @@ class Process:
                 continue
             flags = re.search(r"^flags:\s*([0-7]+)", info, re.M)
             mode = int(flags[1], 8) & os.O_ACCMODE if flags else os.O_RDONLY
-            locked = any(int(start) >= _IMAGE_LOCKS_FROM for _, start in _LOCK.findall(info))
+            locked = any(
+                int(start) >= _LOCK_OF_READING and (end == "EOF" or int(end) > _LOCK_OF_READING)
+                for start, end in _LOCK.findall(info)
+            )
             device, inode = (status.st_rdev, 0) if block else (status.st_dev, status.st_ino)
             found.append(Held(int(name), path, device, inode, block, mode != os.O_RDONLY, locked))
         return found

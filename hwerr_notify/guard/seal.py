@@ -82,6 +82,15 @@ class Freezer:
         except OSError as error:
             raise Fault(f"{error.filename or home}: {error.strerror}") from None
 
+    def thaw(self, process: Process) -> None:
+        """Lets it run again, if it was frozen. Fault."""
+        try:
+            (self._home(process) / "cgroup.freeze").write_text("0", "ascii")
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise Fault(f"{error.filename}: {error.strerror}") from None
+
     def remove(self, process: Process) -> None:
         """Its cgroup, once the process has ended."""
         with suppress(OSError):

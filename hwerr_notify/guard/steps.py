@@ -153,6 +153,9 @@ class Steps:
 
     async def _stop(self, vm: Vm, incident: Incident, began: int) -> Step:
         facts: dict[str, Any] = {}
+        if not incident.done("release"):
+            # An earlier try may have had no other seal, and what is to be released must answer.
+            self.sealer.freezer.thaw(vm.process)
         # Again, if it was stopped already: somebody may have let it go on since.
         stopped = self.kernel.stop(vm.process)
         by_kernel = not isinstance(stopped, str)
@@ -261,8 +264,8 @@ class Steps:
     # -- seal ----------------------------------------------------------------
 
     async def _seal(self, vm: Vm, incident: Incident, began: int) -> Step:
-        release = incident.steps.get("release")
-        detached = bool(release and release.facts.get("detached"))
+        # A release that failed may be tried again: its monitor must be able to answer.
+        detached = not incident.done("release") or bool(incident.steps["release"].facts.get("detached"))
         sealed = await self.sealer.seal(
             vm.process,
             kvm=vm.machine.kvm,

@@ -148,6 +148,12 @@ class Store:
                 f"{error.filename or self.root}: {error.strerror}: name a writable state_dir"
             ) from None
 
+    def close(self) -> None:
+        """Gives the lock back."""
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
     def path(self, incident_id: str) -> Path:
         """Directory of an incident. GuardError for what cannot be an id."""
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.:-]*", incident_id):

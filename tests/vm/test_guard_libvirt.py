@@ -22,7 +22,8 @@ URI = "qemu:///system"
 HIT_GPA = 0x200000
 
 DOMAIN = """\
-<domain type="kvm"><name>web1</name><memory unit="MiB">64</memory><vcpu>1</vcpu>
+<domain type="kvm"><name>web1</name><memory unit="MiB">64</memory>
+<memoryBacking><allocation mode="immediate"/></memoryBacking><vcpu>1</vcpu>
 <os><type arch="x86_64" machine="pc">hvm</type><loader type="rom">{rom}</loader></os>
 <on_crash>preserve</on_crash>
 <devices><emulator>/usr/bin/qemu-system-x86_64</emulator>

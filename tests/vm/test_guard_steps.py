@@ -31,7 +31,7 @@ from hwerr_notify.jsonform import boot_id
 
 pytestmark = pytest.mark.amd
 
-LIMITS = {"stop": 3.0, "record": 3.0, "release": 3.0, "seal": 3.0, "tell": 1.0, "keep": 60.0}
+LIMITS = {"stop": 10.0, "record": 10.0, "release": 10.0, "seal": 10.0, "tell": 1.0, "keep": 60.0}
 
 Answer = Callable[[Any], Any]
 
@@ -43,6 +43,7 @@ class Liar:
         self.monitor = monitor
         self.lies: dict[str, Answer] = {}
         self.said: list[str] = []
+        self.first: Incident | None = None
 
     @property
     def pid(self) -> int:
@@ -89,6 +90,14 @@ class Bench:
         policy = Policy(Path("/none"), state_dir=self.home / "state", limits=LIMITS)
         store = Store(policy.state_dir)
         store.prepare()
+        try:
+            return await self._with_store(policy, store, prepare, kernel, again)
+        finally:
+            store.close()
+
+    async def _with_store(
+        self, policy: Policy, store: Store, prepare: Callable[[Liar, Vm], None], kernel: bool, again: bool
+    ) -> tuple[Incident, Liar]:
         vms: list[Vm] = []
 
         def on_event(_event: dict[str, Any]) -> None:
@@ -116,6 +125,7 @@ class Bench:
             prepare(monitor, vm)
             incident = await steps.freeze(vm, incident)
             if again:
+                monitor.first = incident
                 monitor.lies.clear()
                 kept = {n: s for n, s in incident.steps.items() if s.state != "failed" and n != "seal"}
                 incident = await steps.freeze(vm, replace(incident, state="freezing", steps=kept))
@@ -123,7 +133,6 @@ class Bench:
         await monitor.aclose()
         sealer.release(process)
         sealer.close()
-        os.close(store._lock_fd)
         return incident, monitor
 
 
@@ -254,9 +263,13 @@ def test_it_hangs(bench: Bench, command: str, step: str) -> None:
     async def hang() -> None:
         await asyncio.Event().wait()
 
-    incident, _ = bench.freeze(
-        lambda monitor, _vm: monitor.lies.update({command: lambda _: hang()}), again=True
-    )
+    def lie(monitor: Liar, _vm: Vm) -> None:
+        monitor.lies[command] = lambda _: hang()
+
+    incident, monitor = bench.freeze(lie, again=True)
+    assert monitor.first
+    assert monitor.first.state == "failed"
+    assert set(failed(monitor.first)) == {step}
     assert (incident.state, failed(incident)) == ("frozen", {})
     assert not held(bench)
 
