@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
@@ -124,6 +125,8 @@ class Control:
     async def _events(self) -> AsyncIterator[Any]:
         queue = self.guard.subscribe()
         try:
+            # From here on nothing is missed: who asks for the state after this has all of it.
+            yield {"event": "FOLLOWING", "time_ns": time.time_ns()}
             while (event := await queue.get()) is not None:
                 yield event
         finally:

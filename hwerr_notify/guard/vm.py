@@ -103,11 +103,6 @@ class Vm:
         reply = answer(await self.need_monitor().execute("query-status", limit=limit), dict, "query-status")
         return str(answer(reply.get("status"), str, "query-status"))
 
-    async def refresh(self) -> None:
-        """Looks at the machine again; what cannot be learnt stays as it was."""
-        with suppress(MonitorError):
-            self.machine = await look(self.need_monitor(), self.process, None)
-
 
 async def identity(monitor: Monitor) -> tuple[str | None, str | None]:
     """Name and UUID as QEMU says. MonitorError."""

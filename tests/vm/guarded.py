@@ -167,6 +167,7 @@ class Follower:
         self._socket.connect(str(path))
         self._socket.sendall(b'{"verb": "events"}\n')
         self._lines = self._socket.makefile("rb")
+        self.next("FOLLOWING")
 
     def next(self, *wanted: str) -> dict[str, Any]:
         """The next event, of one of these names if any is given."""
@@ -179,7 +180,6 @@ class Follower:
         raise AssertionError("the daemon hung up")
 
     def __enter__(self) -> Self:
-        # It follows when it is answered.
         return self
 
     def __exit__(
