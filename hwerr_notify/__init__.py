@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     )
     from .event import (
         RECORD_MAX,
+        Block,
         Cper,
         Edac,
         Event,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
         Task,
         Text,
         Unknown,
+        Vcpu,
         build,
         encode,
         parse,
@@ -49,6 +51,7 @@ __version__ = "0.1.0"
 __all__ = [
     "DEFAULT_PATH",
     "RECORD_MAX",
+    "Block",
     "Component",
     "Cper",
     "Device",
@@ -77,6 +80,7 @@ __all__ = [
     "TaskFlags",
     "Text",
     "Unknown",
+    "Vcpu",
     "Watch",
     "build",
     "encode",
@@ -92,8 +96,8 @@ _HOME = {
         "Component", "Flags", "GuestFlags", "InfoType", "Kind", "MfResult", "Severity", "Source", "TaskFlags",
     ),
     "event": (
-        "RECORD_MAX", "Cper", "Edac", "Event", "Guest", "Info", "Mce", "Memory", "Pci", "RecordError",
-        "Stop", "Task", "Text", "Unknown", "build", "encode", "parse",
+        "RECORD_MAX", "Block", "Cper", "Edac", "Event", "Guest", "Info", "Mce", "Memory", "Pci",
+        "RecordError", "Stop", "Task", "Text", "Unknown", "Vcpu", "build", "encode", "parse",
     ),
     "names": ("Names",),
 }  # fmt: skip

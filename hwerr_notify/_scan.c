@@ -16,6 +16,8 @@ static size_t info_min(uint16_t type)
 	case HWERR_INFO_TASK: return sizeof(struct hwerr_info_task);
 	case HWERR_INFO_STOP: return sizeof(struct hwerr_info_stop);
 	case HWERR_INFO_CPER: return sizeof(struct hwerr_info_cper);
+	case HWERR_INFO_VCPU: return sizeof(struct hwerr_info_vcpu);
+	case HWERR_INFO_BLOCK: return sizeof(struct hwerr_info_block);
 	default: return sizeof(struct hwerr_info);
 	}
 }

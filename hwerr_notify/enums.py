@@ -117,6 +117,8 @@ class InfoType(_OpenEnum):
     TEXT = lib.HWERR_INFO_TEXT
     CPER = lib.HWERR_INFO_CPER
     STOP = lib.HWERR_INFO_STOP
+    VCPU = lib.HWERR_INFO_VCPU
+    BLOCK = lib.HWERR_INFO_BLOCK
 
 
 class MfResult(_OpenEnum):

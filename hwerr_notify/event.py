@@ -20,6 +20,7 @@ from .enums import Component, Flags, GuestFlags, InfoType, Kind, MfResult, Sever
 from .layout import Layout
 
 __all__ = [
+    "Block",
     "Cper",
     "Edac",
     "Event",
@@ -33,6 +34,7 @@ __all__ = [
     "Task",
     "Text",
     "Unknown",
+    "Vcpu",
     "build",
     "parse",
 ]
@@ -197,6 +199,11 @@ class Guest:
         """Its vCPUs were stopped before the record could be read."""
         return GuestFlags.STOPPED in self.flags
 
+    @property
+    def as_a_whole(self) -> bool:
+        """No address of it is named: the error is not one of its memory."""
+        return not self.len and not self.hva
+
 
 @dataclass(frozen=True, slots=True)
 class Task:
@@ -250,6 +257,36 @@ class Cper:
 
 
 @dataclass(frozen=True, slots=True)
+class Vcpu:
+    """How KVM_RUN ended, of the VM in `Event.guests`; numbers are those of linux/kvm.h.
+
+    `rip` is None where it is not known. `error` is a negative errno, or 0. `insn` is the
+    instruction that could not be emulated, as far as the kernel has it.
+    """
+
+    vcpu: int
+    exit_reason: int
+    suberror: int = 0
+    error: int = 0
+    rip: int | None = None
+    detail: int = 0
+    insn: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """The request of a block device that failed. `sector` of 512 bytes; `op`, `status` as in the kernel."""
+
+    major: int
+    minor: int
+    sector: int
+    bytes: int
+    op: int = 0
+    status: int = 0
+    disk: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Unknown:
     """An info that this package does not know; `data` is what follows its head."""
 
@@ -257,7 +294,7 @@ class Unknown:
     data: bytes
 
 
-Info = Mce | Pci | Edac | Memory | Guest | Task | Text | Cper | Stop | Unknown
+Info = Mce | Pci | Edac | Memory | Guest | Task | Text | Cper | Stop | Vcpu | Block | Unknown
 
 # -- infos and bytes -------------------------------------------------------
 
@@ -270,6 +307,8 @@ _GUEST = Layout("hwerr_info_guest")
 _TASK = Layout("hwerr_info_task")
 _CPER = Layout("hwerr_info_cper")
 _STOP = Layout("hwerr_info_stop")
+_VCPU = Layout("hwerr_info_vcpu")
+_BLOCK = Layout("hwerr_info_block")
 
 
 def _fields(layout: Layout, raw: bytes, at: int) -> dict[str, Any]:
@@ -337,6 +376,18 @@ def _get_cper(raw: bytes, at: int, _len: int) -> Cper:
     )
 
 
+def _get_vcpu(raw: bytes, at: int, _len: int) -> Vcpu:
+    f = _fields(_VCPU, raw, at)
+    f["insn"] = f["insn"][: f.pop("insn_len")]
+    f["rip"] = f["rip"] if f.pop("flags") & lib.HWERR_VCPU_RIP else None
+    return Vcpu(**f)
+
+
+def _get_block(raw: bytes, at: int, _len: int) -> Block:
+    f = _fields(_BLOCK, raw, at)
+    return Block(**f | {"disk": _text(f["disk"])})
+
+
 _GET: dict[int, Callable[[bytes, int, int], Info]] = {
     InfoType.MCE: _get_mce,
     InfoType.PCI: _get_pci,
@@ -347,6 +398,8 @@ _GET: dict[int, Callable[[bytes, int, int], Info]] = {
     InfoType.TEXT: _get_text,
     InfoType.CPER: _get_cper,
     InfoType.STOP: _get_stop,
+    InfoType.VCPU: _get_vcpu,
+    InfoType.BLOCK: _get_block,
 }
 
 
@@ -364,6 +417,14 @@ def _put(info: Info) -> bytes:
             f["label"] = _chars(info.label, lib.HWERR_LABEL_MAX)
         case Memory():
             kind, layout = InfoType.MEMORY, _MEMORY
+        case Vcpu():
+            kind, layout = InfoType.VCPU, _VCPU
+            f["flags"] = 0 if info.rip is None else lib.HWERR_VCPU_RIP
+            f["rip"] = info.rip or 0
+            f["insn_len"] = len(info.insn)
+        case Block():
+            kind, layout = InfoType.BLOCK, _BLOCK
+            f["disk"] = _chars(info.disk, 32)
         case Guest():
             kind, layout = InfoType.GUEST, _GUEST
             f |= {"tgid": info.pid, "comm": _chars(info.comm, 16)}
@@ -572,6 +633,14 @@ class Event:
     @property
     def cper(self) -> Cper | None:
         return self._first(Cper)
+
+    @property
+    def vcpu(self) -> Vcpu | None:
+        return self._first(Vcpu)
+
+    @property
+    def block(self) -> Block | None:
+        return self._first(Block)
 
     @property
     def guests(self) -> tuple[Guest, ...]:

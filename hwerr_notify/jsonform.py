@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .enums import Flags, Kind
-from .event import Cper, Edac, Event, Guest, Mce, Memory, Pci, Stop, Task
+from .event import Block, Cper, Edac, Event, Guest, Mce, Memory, Pci, Stop, Task, Vcpu
 from .message import aer_names
 
 __all__ = ["boot_id", "rfc3339", "to_json"]
@@ -89,6 +89,29 @@ def _cper(c: Cper) -> dict[str, Any]:
     }
 
 
+def _vcpu(v: Vcpu) -> dict[str, Any]:
+    return {
+        "vcpu": v.vcpu,
+        "exit_reason": v.exit_reason,
+        "suberror": v.suberror,
+        "error": v.error,
+        "rip": None if v.rip is None else hex(v.rip),
+        "detail": hex(v.detail),
+        "insn": v.insn.hex() if v.insn else None,
+    }
+
+
+def _block(b: Block) -> dict[str, Any]:
+    return {
+        "disk": b.disk,
+        "device": f"{b.major}:{b.minor}",
+        "sector": b.sector,
+        "bytes": b.bytes,
+        "op": b.op,
+        "status": b.status,
+    }
+
+
 def _guest(g: Guest, pci: Pci | None) -> dict[str, Any]:
     return {
         "pid": g.pid,
@@ -96,7 +119,7 @@ def _guest(g: Guest, pci: Pci | None) -> dict[str, Any]:
         "name": g.name,
         "uuid": str(g.uuid) if g.uuid else None,
         "kvm": g.kvm,
-        "hva": None if g.by_device else hex(g.hva),
+        "hva": None if g.as_a_whole else hex(g.hva),
         "gpa": None if g.gpa is None else hex(g.gpa),
         "len": g.len,
         "device": pci.address if g.by_device and pci else None,
@@ -173,6 +196,10 @@ def to_json(event: Event) -> dict[str, Any]:
         out["edac"] = _edac(event.edac)
     if event.cper:
         out["cper"] = _cper(event.cper)
+    if event.vcpu:
+        out["vcpu"] = _vcpu(event.vcpu)
+    if event.block:
+        out["block"] = _block(event.block)
     if event.text is not None:
         out["text"] = event.text
     if event.stops:

@@ -97,6 +97,10 @@ def where(event: Event) -> str:
         return f"mc{e.mc} {layers}"
     if event.pci:
         return event.pci.address
+    if event.vcpu:
+        return f"vCPU {event.vcpu.vcpu}"
+    if event.block:
+        return printable(event.block.disk) or f"{event.block.major}:{event.block.minor}"
     if event.cper and event.cper.fru_text:
         return printable(event.cper.fru_text)
     if event.mce:
@@ -116,6 +120,8 @@ def _hit(of: Guest | Task) -> str:
         end = ", which was stopped" if of.stopped else ""
         if of.by_device:
             return f"{owner(of)}, which holds the device{end}"
+        if of.as_a_whole:
+            return f"{owner(of)}{end}"
         if of.gpa is not None:
             return f"{owner(of)} at guest address {of.gpa:#x}{end}"
         return f"{owner(of)} at {of.hva:#x}{end}"

@@ -140,6 +140,8 @@ static bool info_ok(const struct hwerr_info *info)
 		[HWERR_INFO_MEMORY] = sizeof(struct hwerr_info_memory),
 		[HWERR_INFO_GUEST] = sizeof(struct hwerr_info_guest),
 		[HWERR_INFO_TASK] = sizeof(struct hwerr_info_task),
+		[HWERR_INFO_VCPU] = sizeof(struct hwerr_info_vcpu),
+		[HWERR_INFO_BLOCK] = sizeof(struct hwerr_info_block),
 	};
 	const void *p = info;
 
@@ -196,6 +198,17 @@ static bool info_ok(const struct hwerr_info *info)
 		       !(c->flags & ~HWERR_CPER_GHES_SEV) &&
 		       c->data_len <= info->len - sizeof(*c) &&
 		       ALIGN(c->data_len, 8) == info->len - sizeof(*c);
+	}
+	case HWERR_INFO_VCPU: {
+		const struct hwerr_info_vcpu *v = p;
+
+		return !(v->flags & ~HWERR_VCPU_RIP) && v->insn_len <= sizeof(v->insn) &&
+		       v->error <= 0;
+	}
+	case HWERR_INFO_BLOCK: {
+		const struct hwerr_info_block *b = p;
+
+		return has_nul(b->disk, sizeof(b->disk));
 	}
 	}
 	return false;

@@ -388,7 +388,8 @@ static void redact(struct hwerr_record *rec, const struct hwerr_reader *r)
 		struct hwerr_info *info = from;
 
 		len = info->len;
-		if (info->type == HWERR_INFO_PCI || stop_of(info, r->tgid, r->start_ns) ||
+		if (info->type == HWERR_INFO_PCI || info->type == HWERR_INFO_VCPU ||
+		    stop_of(info, r->tgid, r->start_ns) ||
 		    info_of(info, r->tgid, r->start_ns)) {
 			memmove(to, from, len);
 			to += len;

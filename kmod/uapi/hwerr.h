@@ -52,8 +52,8 @@
  * -----
  * A reader whose opener lacked CAP_SYS_ADMIN (in the initial user namespace)
  * sees a record only if it hits the process that opened the file. Of such a
- * record it sees the header, the PCI info and its own GUEST and TASK infos; @cpu
- * is -1, HWERR_F_REDACTED is set and no host-physical address is in it (nor
+ * record it sees the header, the PCI and VCPU info and its own GUEST and TASK infos;
+ * @cpu is -1, HWERR_F_REDACTED is set and no host-physical address is in it (nor
  * another process's STOP info).
  * Process numbers are those of the initial PID namespace.
  *
@@ -179,7 +179,8 @@ enum hwerr_component {
  *	2 corrected, edac 0 corrected 1 uncorrected 2 deferred 3 fatal 4 info,
  *	cper 0 recoverable 1 fatal 2 corrected 3 info (non_standard and arm
  *	events: GHES 0 none 1 corrected 2 recoverable 3 panic, with
- *	HWERR_CPER_GHES_SEV), memory_failure the action result
+ *	HWERR_CPER_GHES_SEV), memory_failure the action result, kvm KVM_EXIT_* or
+ *	0x10000 + the signal that killed the process, sigbus si_code, block BLK_STS_*
  * @pad: zero
  */
 struct hwerr_record {
@@ -212,6 +213,8 @@ enum hwerr_info_type {
 	HWERR_INFO_TEXT		= 7,
 	HWERR_INFO_CPER		= 8,
 	HWERR_INFO_STOP		= 9,
+	HWERR_INFO_VCPU		= 10,
+	HWERR_INFO_BLOCK	= 11,
 	HWERR_INFO_COUNT,
 };
 
@@ -339,7 +342,7 @@ struct hwerr_info_memory {
 	__u32 pad;
 };
 
-#define HWERR_GUEST_KVM		0x1	/* runs under KVM; @vm_id is valid */
+#define HWERR_GUEST_KVM		0x1	/* runs under KVM */
 #define HWERR_GUEST_DEVICE	0x2	/* hit through the passed-through device in PCI */
 #define HWERR_GUEST_STOPPED	0x4	/* no vCPU of it ran when the record came, see STOP */
 
@@ -348,7 +351,8 @@ struct hwerr_info_memory {
  * @tgid: process
  * @flags: HWERR_GUEST_*
  * @start_ns: start of the process, CLOCK_BOOTTIME; with @tgid its identity
- * @vm_id: tells VMs apart, also within one process; means nothing else
+ * @vm_id: tells VMs apart, also within one process; means nothing else; 0 where it
+ *	is not known
  * @hva: address in the process, 0 for HWERR_GUEST_DEVICE
  * @gpa: guest-physical address, or HWERR_NO_GPA
  * @len: bytes of the range at @hva, 0 for HWERR_GUEST_DEVICE
@@ -443,6 +447,55 @@ struct hwerr_info_stop {
 	__u64 mono_ns;
 	__u32 running;
 	__u32 pad;
+};
+
+#define HWERR_VCPU_RIP		0x1	/* @rip is known */
+
+/**
+ * struct hwerr_info_vcpu - HWERR_INFO_VCPU: how KVM_RUN ended, of the VM in GUEST
+ * @vcpu: number
+ * @exit_reason: KVM_EXIT_* of linux/kvm.h
+ * @suberror: KVM_INTERNAL_ERROR_* for an internal error
+ * @error: negative errno that KVM_RUN returned, 0 if it returned an exit
+ * @rip: of the guest, valid if HWERR_VCPU_RIP
+ * @detail: hardware reason of a failed entry or an unknown exit; type of a system
+ *	event; byte that the guest wrote to pvpanic
+ * @flags: HWERR_VCPU_*
+ * @insn_len: valid bytes of @insn, 0 if the kernel has none
+ * @insn: instruction that could not be emulated
+ */
+struct hwerr_info_vcpu {
+	struct hwerr_info head;
+	__s32 vcpu;
+	__u32 exit_reason;
+	__u32 suberror;
+	__s32 error;
+	__u64 rip;
+	__u64 detail;
+	__u32 flags;
+	__u32 insn_len;
+	__u8 insn[16];
+};
+
+/**
+ * struct hwerr_info_block - HWERR_INFO_BLOCK: the request of a block device that failed
+ * @major: of the whole disk
+ * @minor: of the whole disk
+ * @sector: first that failed, of 512 bytes
+ * @bytes: that failed
+ * @op: REQ_OP_* of the kernel: 0 read, 1 write, 2 flush, 3 discard, ...
+ * @status: BLK_STS_* of the kernel
+ * @disk: name, NUL terminated
+ */
+struct hwerr_info_block {
+	struct hwerr_info head;
+	__u32 major;
+	__u32 minor;
+	__u64 sector;
+	__u64 bytes;
+	__u32 op;
+	__u32 status;
+	char disk[32];
 };
 
 #define HWERR_SCOPE_ALL		0	/* every record */
@@ -652,6 +705,8 @@ HWERR_ABI_SIZE(hwerr_ioc_guard, 16);
 HWERR_ABI_SIZE(hwerr_ioc_stop, 24);
 HWERR_ABI_SIZE(hwerr_guard_entry, 32);
 HWERR_ABI_SIZE(hwerr_ioc_guards, 16);
+HWERR_ABI_SIZE(hwerr_info_vcpu, 64);
+HWERR_ABI_SIZE(hwerr_info_block, 72);
 HWERR_ABI_SIZE(hwerr_ioc_info, 56);
 HWERR_ABI_SIZE(hwerr_ioc_stats, 280);
 HWERR_ABI_SIZE(hwerr_ioc_filter, 24);

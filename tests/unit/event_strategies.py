@@ -46,12 +46,21 @@ cpers = st.builds(
     fru_text=short_text(24), flags=u32, etype=u32, data=st.binary(max_size=300),
 )  # fmt: skip
 stops = st.builds(h.Stop, pid=s32, vcpus=u32, start_ns=u64, mono_ns=u64, running=u32)
+vcpus = st.builds(
+    h.Vcpu, vcpu=s32, exit_reason=u32, suberror=u32, error=s32, rip=st.none() | u64, detail=u64,
+    insn=st.binary(max_size=16),
+)  # fmt: skip
+blocks = st.builds(
+    h.Block, major=u32, minor=u32, sector=u64, bytes=u64, op=u32, status=u32, disk=short_text(32)
+)
 unknowns = st.builds(
     h.Unknown,
     u16.filter(lambda n: n not in set(h.InfoType)),
     st.binary(max_size=64).map(lambda b: b + bytes(-len(b) % 8)),
 )
-infos = st.one_of(mces, pcis, edacs, memories, guests, tasks, texts, cpers, stops, unknowns)
+infos = st.one_of(
+    mces, pcis, edacs, memories, guests, tasks, texts, cpers, stops, vcpus, blocks, unknowns
+)  # fmt: skip
 
 heads = st.fixed_dictionaries(
     {
