@@ -11,11 +11,6 @@
 #include <bpf/bpf_core_read.h>
 #include <bpf/bpf_tracing.h>
 
-/* vmlinux.h has the types already, and no program here calls an ioctl. */
-#define _LINUX_TYPES_H
-#define _LINUX_IOCTL_H
-#include "hwerr.h"
-
 #define EPERM	1
 
 #endif

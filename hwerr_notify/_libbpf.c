@@ -8,10 +8,12 @@
 #include <linux/magic.h>
 #include <bpf/bpf.h>
 #include <bpf/libbpf.h>
+#include <linux/types.h>
 #include "seal.h"
+#include "probe.h"
 
 /* What libbpf says goes into the exception, not to somebody's terminal. */
-static char said[2048];
+static char said[1 << 16];
 
 static int keep(enum libbpf_print_level level, const char *format, va_list args)
 {

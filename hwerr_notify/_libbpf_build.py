@@ -7,13 +7,14 @@ setuptools, not imported at run time.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import cffi
 
 HERE = Path(__file__).resolve().parent
 SOURCE = HERE / "_libbpf.c"
-SEAL = HERE.parent / "bpf" / "seal.h"
+SHARED = HERE.parent / "bpf"
 
 CDEF = """
 #define BPF_ANY ...
@@ -63,15 +64,25 @@ extern "Python" int hwerr_ring_sample(void *ctx, void *data, size_t size);
 """
 
 
+def declarations(header: str) -> str:
+    """The cdef of a header without conditions: its types, and the names of its macros."""
+    text = re.sub(r"/\*.*?\*/", "", header, flags=re.DOTALL)
+    macros = re.findall(r"^#define (\w+)[ \t]+\S", text, re.MULTILINE)
+    types = re.sub(r"^#.*$", "", text, flags=re.MULTILINE)
+    types = re.sub(r"\b__([us])(8|16|32|64)\b", lambda m: f"{'u' * (m[1] == 'u')}int{m[2]}_t", types)
+    return types + "".join(f"#define {name} ...\n" for name in macros)
+
+
 def make() -> cffi.FFI:
     """The builder that setup.py names."""
     ffi = cffi.FFI()
     ffi.cdef(CDEF)
+    ffi.cdef(declarations((SHARED / "probe.h").read_text(encoding="ascii")))
     ffi.set_source(
         "hwerr_notify._libbpf",
         SOURCE.read_text(encoding="ascii"),
-        include_dirs=[str(SEAL.parent)],
-        depends=[str(SOURCE), str(SEAL)],
+        include_dirs=[str(SHARED)],
+        depends=[str(SOURCE), str(SHARED / "seal.h"), str(SHARED / "probe.h")],
         libraries=["bpf"],
         optional=True,
     )

@@ -15,13 +15,17 @@ import contextlib
 import errno
 import fcntl
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-__all__ = ["PIN_DIR", "BpfError", "BpfObject", "Map", "Seal", "SealState", "capable", "unavailable"]
+__all__ = [
+    "PIN_DIR", "BpfError", "BpfObject", "Map", "Ring", "Seal", "SealState", "capable", "locked", "start_of",
+    "unavailable",
+]  # fmt: skip
 
 PIN_DIR = Path("/sys/fs/bpf/hwerr")
 OBJECTS = Path(__file__).resolve().parent / "_bpf"
@@ -58,10 +62,11 @@ def _failed(lib: Any, ffi: Any, what: str) -> BpfError:
     """The error that errno and libbpf's messages describe, in one line."""
     code = ffi.errno
     said = ffi.string(lib.hwerr_libbpf_said()).decode("utf-8", "replace")
-    lines = [line.removeprefix("libbpf: ") for line in said.splitlines() if "BPF PROG LOAD LOG" not in line]
-    # The verifier's own words come last but for its statistics.
-    reasons = [line for line in lines if not line.startswith(("processed ", "failed to load"))]
-    detail = f" ({reasons[-1].strip()})" if reasons else ""
+    lines = [line.removeprefix("libbpf: ").strip() for line in said.splitlines()]
+    # The verifier's own reason comes last but for its statistics and libbpf's summaries.
+    noise = re.compile(r"^$|^processed \d|failed to load|PROG LOAD LOG|^--|perform CO-RE")
+    reasons = [line for line in lines if not noise.search(line)]
+    detail = f" ({reasons[-1]})" if reasons else ""
     return BpfError(code, f"{what}: {os.strerror(code)}{detail}")
 
 
@@ -262,12 +267,12 @@ class BpfObject:
 
 
 @contextlib.contextmanager
-def locked(pin_dir: Path) -> Iterator[None]:
-    """One loader at a time; makes the directory."""
+def locked(pin_dir: Path, wait: bool = True) -> Iterator[None]:
+    """One at a time; makes the directory. BlockingIOError if it is taken and one is not to wait."""
     pin_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     fd = os.open(pin_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
     finally:
         os.close(fd)
@@ -471,3 +476,55 @@ class Seal:
         except KeyError:
             return None
         return SealState(int.from_bytes(value[:8], "little"), int.from_bytes(value[8:], "little"))
+
+
+# -- a ring buffer ---------------------------------------------------------
+
+
+class Ring:
+    """Reads a BPF ring buffer. One reader at a time, in the whole system: see `locked()`."""
+
+    _bound = False
+
+    def __init__(self, buffer: Map, handle: Callable[[bytes], None]) -> None:
+        """`handle` gets each sample; the buffer lets go of it only when `handle` has returned."""
+        self._ffi, self._lib = _library()
+        if not Ring._bound:
+            self._ffi.def_extern(name="hwerr_ring_sample", onerror=None)(self._sample)
+            Ring._bound = True
+        self._handle = handle
+        self._error: BaseException | None = None
+        self._self = self._ffi.new_handle(self)
+        self._ring = self._lib.hwerr_ring_new(buffer.fd, self._self)
+        if self._ring == self._ffi.NULL:
+            raise _failed(self._lib, self._ffi, "mapping the ring buffer")
+
+    @staticmethod
+    def _sample(context: Any, data: Any, size: int) -> int:
+        ffi, _ = _library()
+        ring: Ring = ffi.from_handle(context)
+        try:
+            ring._handle(bytes(ffi.buffer(data, size)))
+        except BaseException as error:
+            ring._error = error
+            return -errno.ECANCELED
+        return 0
+
+    def fileno(self) -> int:
+        """For poll: readable when there is something."""
+        return int(self._lib.ring_buffer__epoll_fd(self._ring))
+
+    def consume(self) -> int:
+        """Hands over what is there; returns how much that was. What `handle` raises is raised."""
+        done = self._lib.ring_buffer__consume(self._ring)
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+        if done < 0:
+            raise BpfError(-done, f"reading the ring buffer: {os.strerror(-done)}")
+        return int(done)
+
+    def close(self) -> None:
+        if self._ring is not None:
+            self._lib.ring_buffer__free(self._ring)
+            self._ring = None

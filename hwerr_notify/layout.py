@@ -7,7 +7,7 @@ import struct
 from collections.abc import Mapping
 from typing import Any
 
-from ._uapi import ffi
+from ._uapi import ffi as uapi
 
 __all__ = ["Layout"]
 
@@ -15,7 +15,7 @@ _INTEGERS = {(1, False): "B", (1, True): "b", (2, False): "H", (2, True): "h", (
              (4, True): "i", (8, False): "Q", (8, True): "q"}  # fmt: skip
 
 
-def _code(ctype: Any) -> tuple[str, int]:
+def _code(ctype: Any, ffi: Any) -> tuple[str, int]:
     """struct code of a field, and how many values it unpacks to."""
     if ctype.kind == "primitive":
         if ctype.cname == "char":
@@ -24,7 +24,7 @@ def _code(ctype: Any) -> tuple[str, int]:
     if ctype.kind == "array":
         if ctype.item.cname in ("char", "uint8_t"):
             return f"{ctype.length}s", 1
-        return _code(ctype.item)[0] * ctype.length, ctype.length
+        return _code(ctype.item, ffi)[0] * ctype.length, ctype.length
     raise TypeError(f"no struct code for {ctype.cname}")
 
 
@@ -36,8 +36,9 @@ class Layout:
     its declaration does not name: the protocol has none.
     """
 
-    def __init__(self, name: str) -> None:
-        """`name` as in the header, without `struct`."""
+    def __init__(self, name: str, ffi: Any = uapi) -> None:
+        """`name` as in the header, without `struct`; `ffi` of the extension that knows it."""
+        self._ffi = ffi
         self._slices: dict[str, tuple[int, int]] = {}
         self._blank: list[Any] = []
         self._values = 0
@@ -59,11 +60,11 @@ class Layout:
                 inner, at = self._walk(field.type, f"{prefix}{name}.", at)
                 text += inner
                 continue
-            code, values = _code(field.type)
+            code, values = _code(field.type, self._ffi)
             text += code
             self._slices[prefix + name] = (self._values, values)
             self._values += values
-            at += ffi.sizeof(field.type)
+            at += self._ffi.sizeof(field.type)
         return text, at
 
     def index(self, name: str) -> int:

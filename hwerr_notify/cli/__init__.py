@@ -83,3 +83,8 @@ def hwerr_watch() -> int:
 def hwerr_guard() -> int:
     """Entry point of hwerr-guard."""
     return run("hwerr-guard", ".guard")
+
+
+def hwerr_probe() -> int:
+    """Entry point of hwerr-probe."""
+    return run("hwerr-probe", ".probe")

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 from uuid import UUID
 
 from .. import device as hwerr
@@ -30,6 +30,9 @@ from . import (
     complain,
     output,
 )
+
+if TYPE_CHECKING:
+    from ..probe import ProbeStatus
 
 PROG = "hwerr-watch"
 
@@ -307,11 +310,20 @@ def json_form(events: Sequence[Event]) -> None:
         sys.stdout.write("".join(json.dumps(e.to_json()) + "\n" for e in events))
 
 
+def _probes() -> list[ProbeStatus]:
+    """The BPF probes; none where there are none, or one may not see them."""
+    from ..probe import status
+
+    return status()
+
+
 def show_stats(device: hwerr.Device, as_json: bool) -> None:
     info, stats = device.info(), device.stats()
+    probes = _probes()
     if as_json:
+        forms = {"probes": {p.name: p.to_json() for p in probes}}
         with output():
-            print(json.dumps(info.to_json() | stats.to_json()))
+            print(json.dumps(info.to_json() | stats.to_json() | forms))
         return
     rows: list[tuple[str, str]] = [
         ("sources", " ".join(sorted(s.label for s in info.sources)) or "none attached"),
@@ -324,6 +336,11 @@ def show_stats(device: hwerr.Device, as_json: bool) -> None:
     rows += [(f"  {s.label}", str(n)) for s, n in stats.by_severity.items()]
     rows += [(f"  from {s.label}", str(n)) for s, n in stats.by_source.items() if n]
     rows += [("readers", f"{stats.readers}, this one included")]
+    if probes:
+        rows += [("probes", "through hwerr-probe and write()")]
+    for p in probes:
+        state = "" if p.attached else "missing; "
+        rows += [(f"  {p.name}", f"{state}{p.emitted} passed on, {p.dropped} lost")]
     with output():
         for name, value in rows:
             print(f"{name:20} {value}")

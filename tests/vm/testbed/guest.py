@@ -4,6 +4,10 @@
 The program writes a byte to the debug console, then does what `code` says:
   halt   sleeps for ever
   count  adds one to the 32-bit word at guest-physical 0x500, for ever
+  emulate  goes on where no memory is, so that KVM would have to emulate what it cannot fetch
+  triple   has an exception and no way to handle it
+  panic    says through pvpanic's port that it panicked, then sleeps
+  crash    says through it that its crash kernel runs, then sleeps
 Memory is what `backing` says:
   anon          4 KiB pages of anonymous memory
   thp           transparent huge pages
@@ -51,7 +55,7 @@ BACKINGS = (
     "file",
     "file-private",
 )
-CODES = ("halt", "count")
+CODES = ("halt", "count", "emulate", "triple", "panic", "crash")
 _DEBUGCON = 0xE9
 _THP = Path("/sys/kernel/mm/transparent_hugepage")
 _HUGE_PAGES = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
@@ -65,11 +69,20 @@ def firmware(code: str) -> bytes:
     """64 KiB of ROM for the top of the address space: the guest's whole program, 16-bit."""
     program = b"\xb0\x52\xe6" + bytes([_DEBUGCON])  # mov al, 'R'; out 0xe9, al
     program += b"\x31\xc0\x8e\xd8"  # xor ax, ax; mov ds, ax
-    if code == "count":
+    halt = b"\xfa\xf4\xeb\xfd"  # cli; 1: hlt; jmp 1b
+    if code == "emulate":
+        program += b"\xea\x00\x00\x00\xd0"  # jmp 0xd000:0000
+    elif code == "triple":
+        # lidt [0x700], which is zero; int3
+        program += b"\x0f\x01\x1e\x00\x07\xcc"
+    elif code in ("panic", "crash"):
+        # mov dx, 0x505; mov al, n; out dx, al
+        program += b"\xba\x05\x05\xb0" + bytes([1 if code == "panic" else 2]) + b"\xee" + halt
+    elif code == "count":
         # 1: inc dword [0x500]; jmp 1b
         program += b"\x66\xff\x06" + struct.pack("<H", COUNTER_GPA) + b"\xeb\xf9"
     else:
-        program += b"\xfa\xf4\xeb\xfd"  # cli; 1: hlt; jmp 1b
+        program += halt
     # The CPU starts at the last 16 bytes: jmp 0xf000:0000.
     rom = program.ljust(0x10000 - 16, b"\x90") + b"\xea\x00\x00\x00\xf0"
     return rom.ljust(0x10000, b"\x90")

@@ -1,0 +1,479 @@
+# SPDX-License-Identifier: MIT
+"""The BPF probes: real guests that fail, real signals, real block errors, each as the right event."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import mmap
+import os
+import select
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from testbed import inject, pagemap
+from testbed.errors import TestbedError
+from testbed.guest import Guest, GuestConfig
+from testbed.kernel import modprobe, put
+
+import hwerr_notify as h
+from hwerr_notify import probe
+from hwerr_notify.bpf import PIN_DIR, start_of
+
+LIMIT = 120.0
+MEM = 16 << 20
+S = h.Source
+# QEMU neither resets nor quits after a guest's shutdown.
+STAY = ("-action", "reboot=shutdown,shutdown=pause")
+CGROUP = Path("/sys/fs/cgroup")
+
+
+class Service:
+    """hwerr-probe run, ready."""
+
+    def __init__(self) -> None:
+        import socket
+
+        path = f"/run/hwerr/notify-{os.getpid()}"
+        Path(path).unlink(missing_ok=True)
+        self.said = b""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.bind(path)
+            sock.settimeout(LIMIT)
+            self.process = subprocess.Popen(
+                ["hwerr-probe", "run"],
+                env=os.environ | {"NOTIFY_SOCKET": path},
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            try:
+                self.said = sock.recv(4096)
+            except TimeoutError:
+                self.process.kill()
+                raise AssertionError(self.process.communicate()[1]) from None
+        assert b"READY=1" in self.said
+
+    def stop(self, number: int = signal.SIGTERM) -> tuple[int, str]:
+        self.process.send_signal(number)
+        _, said = self.process.communicate(timeout=LIMIT)
+        return self.process.returncode, said
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[Service]:
+    probe.unload()
+    running = Service()
+    yield running
+    status, said = running.stop()
+    assert (status, said) == (0, "")
+    assert probe.unload()
+
+
+@pytest.fixture
+def device() -> Iterator[h.Device]:
+    with h.open(names=True) as opened:
+        yield opened
+
+
+def wait_for(device: h.Device, wanted: Callable[[h.Event], bool]) -> h.Event:
+    deadline = time.monotonic() + LIMIT
+    seen: list[h.Event] = []
+    while (left := deadline - time.monotonic()) > 0:
+        events = device.read(left)
+        for event in events:
+            if wanted(event):
+                return event
+        seen += events
+    raise AssertionError(f"not among {[e.message for e in seen]}")
+
+
+def fails(code: str, **more: object) -> Guest:
+    return Guest.start(GuestConfig(name="bad", mem=MEM, code=code, extra=STAY, **more))  # type: ignore[arg-type]
+
+
+def check_guest(event: h.Event, guest: Guest) -> None:
+    (hit,) = event.guests
+    assert (hit.pid, hit.kvm, hit.name, hit.gpa) == (guest.pid, True, "bad", None)
+    assert hit.start_ns // 10_000_000 == start_of(guest.pid) // 10_000_000
+    assert event.software
+    assert event.component == h.Component.GUEST
+    assert event.action_required
+    form = event.to_json()
+    assert form["origin"] == "software"
+    assert form["guests"][0]["hva"] is None
+
+
+# -- KVM -------------------------------------------------------------------
+
+
+@pytest.mark.amd
+def test_emulation_failure(service: Service, device: h.Device) -> None:
+    with fails("emulate") as guest:
+        event = wait_for(device, lambda e: e.source == S.KVM)
+        check_guest(event, guest)
+        assert event.vcpu is not None
+        assert (event.vcpu.vcpu, event.vcpu.exit_reason, event.vcpu.suberror) == (0, 17, 1)
+        # Real mode: what KVM keeps is the offset, which is where QEMU says it is too.
+        registers = guest.hmp("info registers")
+        assert f"EIP={event.vcpu.rip:08x}" in registers
+        assert "emulation failure" in event.message
+        assert f"VM bad (pid {guest.pid})" in event.message
+        assert guest.status() == "internal-error"
+        assert event.to_json()["vcpu"]["rip"] == hex(event.vcpu.rip or 0)
+
+
+@pytest.mark.amd
+def test_triple_fault(service: Service, device: h.Device) -> None:
+    with fails("triple") as guest:
+        event = wait_for(device, lambda e: e.source == S.KVM)
+        check_guest(event, guest)
+        assert event.vcpu is not None
+        assert (event.vcpu.vcpu, event.vcpu.exit_reason, event.raw_severity) == (0, 8, 8)
+        assert "triple fault" in event.message
+
+
+@pytest.mark.amd
+@pytest.mark.parametrize(("code", "byte"), [("panic", 1), ("crash", 2)])
+def test_guest_panic(service: Service, device: h.Device, code: str, byte: int) -> None:
+    with fails(code) as guest:
+        event = wait_for(device, lambda e: e.source == S.PANIC)
+        check_guest(event, guest)
+        assert event.vcpu is not None
+        assert event.vcpu.detail == byte
+        assert ("crash kernel" in event.message) == (code == "crash")
+
+
+KVM_CREATE_VM, KVM_CREATE_VCPU, KVM_RUN = 0xAE01, 0xAE41, 0xAE80
+KVM_GET_SUPPORTED_CPUID, KVM_SET_CPUID2 = 0xC008AE05, 0x4008AE90
+KVM_GET_SREGS, KVM_SET_SREGS = 0x8138AE83, 0x4138AE84
+SEGMENT = struct.Struct("<QIHBBBBBBBBBB")
+
+
+@pytest.mark.amd
+def test_failed_entry(service: Service, device: h.Device) -> None:
+    """Long mode with a code segment that is 64-bit and 32-bit at once: no CPU enters that (APM 2, 15.5.1)."""
+    with contextlib.ExitStack() as stack:
+
+        def owned(fd: int) -> int:
+            stack.callback(os.close, fd)
+            return fd
+
+        kvm = owned(os.open("/dev/kvm", os.O_RDWR))
+        vm = owned(fcntl.ioctl(kvm, KVM_CREATE_VM, 0))
+        owned(fcntl.ioctl(vm, KVM_CREATE_VCPU, 0))
+        vcpu = owned(fcntl.ioctl(vm, KVM_CREATE_VCPU, 3))
+        cpuid = bytearray(8 + 256 * 40)
+        struct.pack_into("<I", cpuid, 0, 256)
+        fcntl.ioctl(kvm, KVM_GET_SUPPORTED_CPUID, cpuid)
+        fcntl.ioctl(vcpu, KVM_SET_CPUID2, cpuid)
+        sregs = bytearray(312)
+        fcntl.ioctl(vcpu, KVM_GET_SREGS, sregs)
+        SEGMENT.pack_into(sregs, 0, 0, 0xFFFFFFFF, 8, 11, 1, 0, 1, 1, 1, 1, 0, 0, 0)
+        at = 8 * SEGMENT.size + 2 * 16
+        cr0, cr2, _, cr4, cr8, _, apic = struct.unpack_from("<7Q", sregs, at)
+        struct.pack_into(
+            "<7Q", sregs, at, cr0 | 1 << 31 | 1, cr2, 0, cr4 | 1 << 5, cr8, 1 << 8 | 1 << 10, apic
+        )
+        fcntl.ioctl(vcpu, KVM_SET_SREGS, bytes(sregs))
+        fcntl.ioctl(vcpu, 0x4004AE99, struct.pack("<I", 0))  # KVM_SET_MP_STATE: runnable
+        fcntl.ioctl(vcpu, KVM_RUN)
+        run = mmap.mmap(vcpu, mmap.PAGESIZE)
+        assert struct.unpack_from("<I", run, 8) == (9,)
+        run.close()
+        event = wait_for(device, lambda e: e.source == S.KVM)
+    assert event.vcpu is not None
+    assert (event.vcpu.vcpu, event.vcpu.exit_reason) == (3, 9)
+    assert event.guests[0].pid == os.getpid()
+    assert "could not enter" in event.message
+
+
+@pytest.mark.amd
+def test_what_a_healthy_guest_does_is_no_event(service: Service, device: h.Device) -> None:
+    before = {s.name: s.emitted + s.dropped for s in probe.status()}
+    with Guest.start(GuestConfig(name="good", mem=MEM, code="count")) as guest:
+        assert guest.qmp is not None
+        guest.qmp.execute("stop")
+        guest.qmp.execute("cont")
+        guest.qmp.execute("system_reset")
+        guest.counter()
+        guest.shutdown()
+    assert {s.name: s.emitted + s.dropped for s in probe.status()} == before
+    assert device.drain() == []
+
+
+# -- the end of a VM's process -----------------------------------------------
+
+
+@pytest.mark.amd
+def test_killed_by_somebody(service: Service, device: h.Device) -> None:
+    guest = Guest.start(GuestConfig(name="bad", mem=MEM))
+    guest.kill()
+    event = wait_for(device, lambda e: e.source == S.KVM)
+    assert (event.guests[0].pid, event.severity) == (guest.pid, h.Severity.INFO)
+    assert event.raw_severity == 0x10000 + signal.SIGKILL
+    comm = Path("/proc/self/comm").read_text().strip()
+    assert f"killed by SIGKILL from {comm} (pid {os.getpid()})" in event.message
+
+
+@pytest.mark.amd
+def test_crashed(service: Service, device: h.Device) -> None:
+    guest = Guest.start(GuestConfig(name="bad", mem=MEM))
+    os.kill(guest.pid, signal.SIGSEGV)
+    event = wait_for(device, lambda e: e.source == S.KVM)
+    assert (event.guests[0].pid, event.severity) == (guest.pid, h.Severity.RECOVERABLE)
+    assert event.action_required
+    assert "killed by SIGSEGV" in event.message
+    guest.kill()
+
+
+@pytest.mark.amd
+def test_killed_for_want_of_memory(service: Service, device: h.Device) -> None:
+    put(CGROUP / "cgroup.subtree_control", "+memory")
+    group = CGROUP / "short"
+    group.mkdir()
+    with Guest.start(GuestConfig(name="bad", mem=MEM)) as guest:
+        assert guest.qmp is not None
+        put(group / "cgroup.procs", str(guest.pid))
+        put(group / "memory.max", str(8 << 20))
+        more = {"qom-type": "memory-backend-ram", "id": "more", "size": 64 << 20, "prealloc": True}
+        with pytest.raises((OSError, TestbedError)):
+            guest.qmp.execute("object-add", **more)
+        event = wait_for(device, lambda e: e.source == S.KVM)
+        assert event.guests[0].pid == guest.pid
+        assert event.action_required
+        assert "because memory was short" in event.message
+    group.rmdir()
+
+
+# -- SIGBUS ------------------------------------------------------------------
+
+
+@pytest.mark.amd
+def test_guest_uses_a_poisoned_page(service: Service, device: h.Device) -> None:
+    with Guest.start(GuestConfig(name="bad", mem=MEM, code="count", extra=STAY)) as guest:
+        hva = guest.gpa2hva(0)
+        threads = Path(f"/proc/{guest.pid}/task").iterdir()
+        vcpu = next(int(t.name) for t in threads if "KVM" in (t / "comm").read_text())
+        inject.hwpoison(guest.gpa2hpa(0) >> 12)
+        cause = wait_for(device, lambda e: not e.software and any(g.pid == guest.pid for g in e.guests))
+        event = wait_for(device, lambda e: e.source == S.SIGBUS and e.kind == h.Kind.SRAR)
+        (hit,) = event.guests
+        assert (hit.pid, hit.kvm, hit.hva, hit.gpa, hit.len) == (guest.pid, True, hva, 0, 4096)
+        assert event.action_required
+        assert event.id == cause.id
+        assert h.Flags.LINKED in event.flags
+        assert f"to thread {vcpu}" in event.message
+        assert event.raw_severity == 4
+
+
+def test_warned_process(service: Service, device: h.Device) -> None:
+    """hwpoison from outside, to a process that asked for early warning: SIGBUS AO."""
+    code = """
+        import ctypes, mmap, os, signal, sys
+        signal.signal(signal.SIGBUS, lambda *_: os._exit(7))
+        assert ctypes.CDLL(None).prctl(33, 1, 1, 0, 0) == 0  # PR_MCE_KILL, early
+        m = mmap.mmap(-1, 4096)
+        m[0] = 1
+        print(ctypes.addressof(ctypes.c_char.from_buffer(m)), flush=True)
+        signal.pause()
+    """
+    import textwrap
+
+    argv = [sys.executable, "-c", textwrap.dedent(code)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        va = int(child.stdout.readline())
+        inject.hwpoison(pagemap.pfn_of(child.pid, va))
+        event = wait_for(device, lambda e: e.source == S.SIGBUS)
+        assert child.wait(LIMIT) == 7
+    (task,) = event.tasks
+    assert (task.pid, task.va, task.len) == (child.pid, va, 4096)
+    assert (event.kind, event.action_required, event.raw_severity) == (h.Kind.SRAO, False, 5)
+    cause = wait_for_id(event.id)
+    assert cause.source == S.MEMORY_FAILURE
+    assert cause.tasks[0].va == va
+
+
+def wait_for_id(seq: int) -> h.Event:
+    with h.open(since=seq) as device:
+        return next(iter(device))
+
+
+# -- block -------------------------------------------------------------------
+
+BAD_SECTOR = 0x1234  # scsi_debug's medium_error_start
+
+
+@pytest.fixture(scope="module")
+def disk() -> Iterator[Path]:
+    modprobe("sd_mod")
+    modprobe("scsi_debug", "dev_size_mb=8", "opts=2", "delay=0", "no_uld=0")
+    host = next(p for p in Path("/sys/bus/pseudo/drivers/scsi_debug").glob("adapter*/host*/target*/*:*"))
+    deadline = time.monotonic() + LIMIT
+    while not (names := [p.name for p in host.glob("block/*")]):
+        assert time.monotonic() < deadline
+        select.select([], [], [], 0.05)
+    path = Path("/dev", names[0])
+    yield path
+    subprocess.run(["rmmod", "scsi_debug"], check=False)
+
+
+def bad_read(disk: Path, times: int = 1) -> None:
+    """Reads the bad sector, past the page cache."""
+    fd = os.open(disk, os.O_RDONLY | os.O_DIRECT)
+    buffer = mmap.mmap(-1, 4096)
+    try:
+        for _ in range(times):
+            with contextlib.suppress(OSError):
+                os.preadv(fd, [memoryview(buffer)[:512]], BAD_SECTOR * 512)
+                raise AssertionError("the sector can be read")
+    finally:
+        os.close(fd)
+
+
+def with_disk(disk: Path, name: str = "bad") -> Guest:
+    drive = f"file={disk},if=none,id=d,format=raw,cache=none,read-only=on,file.locking=off"
+    return Guest.start(GuestConfig(name=name, mem=MEM, extra=("-drive", drive)))
+
+
+def test_block_error_of_nobody(service: Service, device: h.Device, disk: Path) -> None:
+    bad_read(disk)
+    event = wait_for(device, lambda e: e.source == S.BLOCK)
+    assert event.block is not None
+    assert (event.block.disk, event.block.sector) == (disk.name, BAD_SECTOR)
+    assert (event.block.bytes, event.block.op) == (512, 0)
+    device_number = disk.stat().st_rdev
+    assert (event.block.major, event.block.minor) == (os.major(device_number), os.minor(device_number))
+    assert (event.guests, event.component) == ((), h.Component.STORAGE)
+    assert h.Flags.OWNERS_UNKNOWN not in event.flags
+    assert "critical medium" in event.message
+
+
+@pytest.mark.amd
+def test_block_error_names_the_vm(service: Service, device: h.Device, disk: Path) -> None:
+    put(CGROUP / "cgroup.subtree_control", "+io")
+    group = CGROUP / "vm"
+    group.mkdir()
+    with Guest.start(GuestConfig(name="good", mem=MEM)), with_disk(disk) as guest:
+        guest.hmp(f'qemu-io d "read {BAD_SECTOR * 512} 512"')
+        # In no cgroup of its own, but alone with the disk.
+        event = wait_for(device, lambda e: e.source == S.BLOCK)
+        assert [g.pid for g in event.guests] == [guest.pid]
+        with with_disk(disk, "other") as other:
+            guest.hmp(f'qemu-io d "read {BAD_SECTOR * 512} 512"')
+            event = wait_for(device, lambda e: e.source == S.BLOCK)
+            assert event.guests == ()
+            assert h.Flags.OWNERS_UNKNOWN in event.flags
+            put(group / "cgroup.procs", str(other.pid))
+            other.hmp(f'qemu-io d "read {BAD_SECTOR * 512} 512"')
+            event = wait_for(device, lambda e: e.source == S.BLOCK)
+            assert [(g.pid, g.name) for g in event.guests] == [(other.pid, "other")]
+    group.rmdir()
+
+
+# -- the service -------------------------------------------------------------
+
+
+def totals() -> dict[str, tuple[int, int]]:
+    return {s.name: (s.emitted, s.dropped) for s in probe.status()}
+
+
+def test_status(service: Service) -> None:
+    done = subprocess.run(["hwerr-probe", "status", "--json"], capture_output=True, text=True, check=True)
+    told = json.loads(done.stdout)
+    assert {name: (p["emitted"], p["dropped"]) for name, p in told.items()} == totals()
+    stats = subprocess.run(["hwerr-watch", "--stats", "--json"], capture_output=True, text=True, check=True)
+    assert json.loads(stats.stdout)["probes"] == told
+    text = subprocess.run(["hwerr-watch", "--stats"], capture_output=True, text=True, check=True).stdout
+    assert "through hwerr-probe and write()" in text
+
+
+def test_only_one_runs(service: Service) -> None:
+    done = subprocess.run(["hwerr-probe", "run"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "hwerr-probe: another one runs: stop it first\n")
+
+
+def test_storm_and_a_service_that_is_killed(disk: Path) -> None:
+    """Nothing twice, nothing lost untold, whenever the service is killed."""
+    probe.unload()
+    errors = 3000
+    with h.open() as device:
+        code = (
+            "import sys; sys.path[:0] = ['tests/vm']; from pathlib import Path; "
+            f"import test_probes as t; t.bad_read(Path('{disk}'), {errors})"
+        )
+        service = Service()
+        storm = subprocess.Popen([sys.executable, "-c", code])
+        rounds = 0
+        # Killed as soon as it has published something, again and again.
+        seen: list[h.Event] = []
+        while storm.poll() is None:
+            seen += device.read(0.2)
+            service.stop(signal.SIGKILL)
+            rounds += 1
+            service = Service()
+        assert storm.wait() == 0
+        assert rounds >= 3
+        emitted, dropped = totals()["block"]
+        assert emitted + dropped == errors
+        assert dropped > 0
+        deadline = time.monotonic() + LIMIT
+        lost = 0
+        records: list[h.Event] = []
+        while time.monotonic() < deadline and (len(records) < emitted or lost < dropped):
+            records += [e for e in seen if e.block]
+            lost += sum(e.raw_severity for e in seen if e.source == S.BLOCK and not e.block)
+            seen = device.read(1.0)
+        assert device.stats().reader_lost == 0
+        assert len(records) == emitted
+        assert len({(e.time_mono_ns, e.cpu) for e in records}) == emitted
+        assert lost == dropped
+        assert service.stop()[0] == 0
+    probe.unload()
+
+
+@pytest.mark.amd
+def test_a_missing_module_takes_down_its_probes_only() -> None:
+    probe.unload()
+    for module in ("kvm_amd", "kvm"):
+        subprocess.run(["rmmod", module], check=True)
+    try:
+        service = Service()
+        assert service.said.splitlines()[1] == b"STATUS=attached: sigbus, block"
+        with h.open() as device:
+            modprobe("kvm_amd")
+            deadline = time.monotonic() + LIMIT
+            while not all(s.attached for s in probe.status()):
+                assert time.monotonic() < deadline
+                select.select([], [], [], 0.05)
+            with fails("triple") as guest:
+                check_guest(wait_for(device, lambda e: e.source == S.KVM), guest)
+        status, said = service.stop()
+        assert status == 0
+        assert "without the kvm probe: the kernel module kvm is not loaded" in said
+    finally:
+        probe.unload()
+        modprobe("kvm_amd")
+
+
+def test_what_stands_in_the_way_is_said() -> None:
+    unprivileged = (
+        "import os, sys; os.setuid(65534); sys.argv = {}; "
+        "from hwerr_notify.cli import hwerr_probe; sys.exit(hwerr_probe())"
+    )
+    for verb, status in (("status", 5), ("run", 5), ("unload", 5)):
+        code = unprivileged.format(["hwerr-probe", verb])
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr.count("\n")) == (status, 1), done.stderr
+    done = subprocess.run(
+        ["hwerr-probe", "run", "--device", "/dev/none"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (4, 1)
+    assert not list(PIN_DIR.glob("probe-*"))
