@@ -173,7 +173,8 @@ async def release(monitor: Monitor, process: Process, images: frozenset[str], *,
     except Refused as error:
         reasons = [str(error)]
     if not reasons:
-        if held := still_held(process, images):
+        # In a thread: a look at a file on a dead NFS server does not come back.
+        if held := await asyncio.to_thread(still_held, process, images):
             raise Fault(f"QEMU says its disks are gone, and holds {', '.join(h.path for h in held)}")
         return Released(True, "detached")
     try:
@@ -182,6 +183,6 @@ async def release(monitor: Monitor, process: Process, images: frozenset[str], *,
         raise Fault(f"not detached ({'; '.join(reasons)}), not inactive ({error})") from None
     except MonitorError as error:
         raise Fault(f"not detached ({'; '.join(reasons)}): {error}") from None
-    if locked := [h.path for h in process.files() if h.locked]:
+    if locked := [h.path for h in await asyncio.to_thread(process.files) if h.locked]:
         raise Fault(f"QEMU says its disks are inactive, and locks {', '.join(locked)}")
     return Released(False, f"{how}, because not detached: {'; '.join(reasons)}")
