@@ -15,10 +15,11 @@ test:		## all tests, on every kernel of KERNELS
 	scripts/setup
 	.venv/bin/python scripts/test --kernels "$(KERNELS)"
 
-test-long:	## what takes too long for `make test`: 20,000 errors while all moves
+test-long:	## what takes too long for `make test`: loads under a storm, races, freezing step by step
 	scripts/setup
 	HWERR_LONG=1 .venv/bin/python scripts/test --no-host --cpus amd --kernels "$(KERNELS)" --timeout 7200 \
-		tests/vm/test_races.py
+		tests/vm/test_module.py tests/vm/test_races.py tests/vm/test_guard.py tests/vm/test_guard_steps.py \
+		tests/vm/test_guard_libvirt.py
 
 test-debug:	## all VM tests on a kernel that finds faults (KASAN, lockdep, kmemleak, ...)
 	scripts/setup

@@ -313,12 +313,15 @@ static int filter_check(const struct hwerr_reader *r, const struct hwerr_ioc_fil
 	return 0;
 }
 
-static int seek_check(const struct hwerr_ioc_seek *s)
+static int seek_check(const struct hwerr_reader *r, const struct hwerr_ioc_seek *s)
 {
 	if (s->flags || s->whence > HWERR_SEEK_SEQ)
 		return -EINVAL;
 	if (s->whence != HWERR_SEEK_SEQ)
 		return s->seq ? -EINVAL : 0;
+	/* Others' errors are not told, not even their number. */
+	if (r->scope == HWERR_SCOPE_SELF)
+		return s->seq ? 0 : -EINVAL;
 	return s->seq && s->seq <= hwerr_ring_version() ? 0 : -EINVAL;
 }
 
@@ -374,7 +377,7 @@ static long hwerr_ioctl(struct file *file, unsigned int cmd, unsigned long val)
 	case HWERR_IOC_SEEK & ~IOCSIZE_MASK:
 		err = get_arg(&u.seek, sizeof(u.seek), SEEK_SIZE_V1, cmd, arg);
 		if (!err)
-			err = seek_check(&u.seek);
+			err = seek_check(r, &u.seek);
 		if (err)
 			return err;
 		mutex_lock(&r->lock);

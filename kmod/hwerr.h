@@ -23,6 +23,7 @@
 
 struct pci_dev;
 struct task_struct;
+struct hwerr_recent;
 
 /**
  * struct hwerr_draft - a record while it is made
@@ -31,7 +32,8 @@ struct task_struct;
  * @phys_addr: range to find the owners of, if @phys_len is not zero
  * @phys_len: bytes
  * @pdev: device to find the holders of; a reference, put with the draft
- * @no_link: do not look for an earlier record of the same page
+ * @no_link: do not look for an earlier record of the same memory
+ * @recent: entry that counts its repetitions; record.c's
  * @rec: the record; infos follow in @buf
  * @buf: room of the record
  *
@@ -44,6 +46,7 @@ struct hwerr_draft {
 	u64 phys_len;
 	struct pci_dev *pdev;
 	bool no_link;
+	struct hwerr_recent *recent;
 	union {
 		struct hwerr_record rec;
 		u8 buf[HWERR_RECORD_MAX];

@@ -245,7 +245,8 @@ static void identify(struct task_struct *task, struct identity *id)
 	const struct task_struct *leader;
 
 	rcu_read_lock();
-	leader = READ_ONCE(task->group_leader);
+	/* A thread that was released keeps the pointer, but not the leader. */
+	leader = pid_alive(task) ? READ_ONCE(task->group_leader) : task;
 	id->tgid = leader->tgid;
 	id->start_ns = leader->start_boottime;
 	strscpy_pad(id->comm, leader->comm, sizeof(id->comm));

@@ -11,7 +11,7 @@
  * Three small tables, each under one raw lock and bounded:
  *   queue     drafts for the work item
  *   recent    corrected errors of the last second, for coalescing
- *   linked    pages hit within the last seconds, to link sources
+ *   linked    memory hit within the last seconds, to link sources
  */
 #include <linux/kernel.h>
 #include <linux/ktime.h>
@@ -39,7 +39,7 @@
 #define QUEUE_PAUSE	max(msecs_to_jiffies(10), 1UL)
 #define TEXT_ROOM	256	/* of a line, its NUL included; a multiple of 8 */
 #define RECENT_ERRORS	32
-#define LINKED_PAGES	64
+#define LINKED_MAX	64
 #define COALESCE_NS	NSEC_PER_SEC
 #define LINK_NS		(10ULL * NSEC_PER_SEC)
 
@@ -57,7 +57,8 @@ static struct {
  * @pending: repetitions within the window
  * @mono_ns: time of the last
  * @real_ns: likewise
- * @id: seq of the first record, 0 until that is in the ring
+ * @id: of the first record, 0 until that is in the ring
+ * @linked: another source tells the same errors, and they are counted there
  * @rec: room of that record; constant
  *
  * The record is elsewhere, because every corrected error looks at all entries.
@@ -70,6 +71,7 @@ struct hwerr_recent {
 	u64 id;
 	struct hwerr_record *rec;
 	u32 pending;
+	bool linked;
 };
 
 static struct {
@@ -81,11 +83,13 @@ static struct {
 static struct {
 	raw_spinlock_t lock;		/* guards the entries */
 	struct {
-		u64 pfn;
+		u64 addr;
+		u64 len;
 		u64 id;
 		u64 mono_ns;
 		u32 sources;		/* that reported it, bits */
-	} entry[LINKED_PAGES];
+		u8 severity;		/* the worst of them, which the totals have */
+	} entry[LINKED_MAX];
 	unsigned int next;
 } linked;
 
@@ -138,6 +142,7 @@ struct hwerr_draft *hwerr_draft_get(u8 source, u8 severity)
 	d->phys_len = 0;
 	d->pdev = NULL;
 	d->no_link = false;
+	d->recent = NULL;
 	d->rec.len = sizeof(d->rec);
 	d->rec.hdr_len = sizeof(d->rec);
 	d->rec.version = HWERR_ABI_VERSION;
@@ -277,6 +282,7 @@ static bool recent_repeats(struct hwerr_record *rec, u64 ident, struct hwerr_rec
 	struct hwerr_recent *e, *room = NULL;
 	unsigned long flags;
 	bool repeats = false;
+	bool counted = false;
 	bool arm = false;
 	u32 n = rec->count;
 
@@ -296,6 +302,7 @@ static bool recent_repeats(struct hwerr_record *rec, u64 ident, struct hwerr_rec
 	}
 	if (repeats) {
 		arm = !e->pending;
+		counted = e->linked;
 		e->pending += n;
 		e->mono_ns = rec->time_mono_ns;
 		e->real_ns = rec->time_real_ns;
@@ -304,12 +311,13 @@ static bool recent_repeats(struct hwerr_record *rec, u64 ident, struct hwerr_rec
 		room->until = now + COALESCE_NS;
 		room->pending = 0;
 		room->id = 0;
+		room->linked = false;
 		*entry = room;
 	}
 	raw_spin_unlock_irqrestore(&recent.lock, flags);
 
 	if (repeats)
-		hwerr_ring_coalesced(rec->severity, rec->source, n);
+		hwerr_ring_coalesced(rec->severity, rec->source, n, counted);
 	if (arm)
 		queue_delayed_work(hwerr_wq, &recent_work,
 				   nsecs_to_jiffies(COALESCE_NS) + 1);
@@ -327,9 +335,49 @@ static void recent_first(struct hwerr_recent *e, u64 ident, struct hwerr_record 
 	raw_spin_lock_irqsave(&recent.lock, flags);
 	if (e->ident == ident && !e->id) {
 		e->id = rec->id;
+		e->linked = rec->flags & HWERR_F_LINKED;
+		if (e->linked)	/* not known when they came */
+			hwerr_ring_uncount(rec->severity, rec->source, e->pending);
 		hwerr_copy(e->rec, rec, rec->len);
 	}
 	raw_spin_unlock_irqrestore(&recent.lock, flags);
+}
+
+/*
+ * Who was hit by the first error need not be who is hit by the last: the record
+ * in @d, a copy of the first one's, gets its owners anew.
+ */
+static void resolve_again(struct hwerr_draft *d)
+{
+	void *to = d->buf + d->rec.hdr_len, *end = d->buf + d->rec.len, *from;
+	const struct hwerr_info_memory *m;
+	const struct hwerr_info_pci *p;
+	u32 len;
+
+	d->phys_len = 0;
+	d->pdev = NULL;
+	m = hwerr_record_find(&d->rec, HWERR_INFO_MEMORY);
+	if (m) {
+		d->phys_addr = m->phys_addr;
+		d->phys_len = m->phys_len;
+	}
+	p = hwerr_record_find(&d->rec, HWERR_INFO_PCI);
+	if (p)
+		d->pdev = pci_get_domain_bus_and_slot(p->domain, p->bus, p->devfn);
+	if (d->rec.flags & HWERR_F_SOFTWARE || (!d->phys_len && !d->pdev))
+		return;
+	for (from = to; from < end; from += len) {
+		const struct hwerr_info *info = from;
+
+		len = info->len;
+		if (info->type == HWERR_INFO_GUEST || info->type == HWERR_INFO_TASK)
+			continue;
+		memmove(to, from, len);
+		to += len;
+	}
+	d->rec.len = to - (void *)d->buf;
+	d->rec.flags &= ~(HWERR_F_OWNERS_UNKNOWN | HWERR_F_OWNERS_TRUNCATED);
+	hwerr_owners_resolve(d);
 }
 
 /* Tells the repetitions of every window that is over; process context. */
@@ -353,14 +401,17 @@ static void recent_fn(struct work_struct *work)
 			d->rec.time_mono_ns = e->mono_ns;
 			d->rec.time_real_ns = e->real_ns;
 			d->rec.flags |= HWERR_F_COALESCED;
-			d->rec.flags &= ~HWERR_F_LINKED;
 			e->pending = 0;
 			e->until = now + COALESCE_NS;
 		}
 		again |= e->ident && e->pending;
 		raw_spin_unlock_irq(&recent.lock);
-		if (due)
-			hwerr_ring_push(&d->rec, false);
+		if (!due)
+			continue;
+		resolve_again(d);
+		hwerr_ring_push(&d->rec, false);
+		pci_dev_put(d->pdev);
+		d->pdev = NULL;
 	}
 	if (d) {
 		d->pdev = NULL;
@@ -371,44 +422,54 @@ static void recent_fn(struct work_struct *work)
 }
 
 /*
- * Looks for an earlier record of the same page by another source, and sets @id
- * and HWERR_F_LINKED. A source that already reported the page reports a new
- * error with it.
+ * Looks for an earlier record of the same memory by another source, of an error
+ * that was corrected as this one was, or was not as this one was not: then sets
+ * @id and HWERR_F_LINKED. A source that already reported it reports a new error with it.
+ * Returns the severity that the totals have of it.
  */
-static void link_find(struct hwerr_record *rec, u64 pfn)
+static u8 link_find(struct hwerr_record *rec, u64 addr, u64 len)
 {
+	bool corrected = rec->severity <= HWERR_SEV_CORRECTED;
+	u8 severity = rec->severity;
 	u64 now = ktime_get_ns();
 	unsigned long flags;
 	int i;
 
 	raw_spin_lock_irqsave(&linked.lock, flags);
-	for (i = 1; i <= LINKED_PAGES; i++) {
-		int n = (linked.next + LINKED_PAGES - i) % LINKED_PAGES;
+	for (i = 1; i <= LINKED_MAX; i++) {
+		int n = (linked.next + LINKED_MAX - i) % LINKED_MAX;
 
-		if (!linked.entry[n].id || linked.entry[n].pfn != pfn ||
-		    now - linked.entry[n].mono_ns > LINK_NS)
+		if (!linked.entry[n].id || now - linked.entry[n].mono_ns > LINK_NS ||
+		    addr + len <= linked.entry[n].addr ||
+		    linked.entry[n].addr + linked.entry[n].len <= addr ||
+		    corrected != (linked.entry[n].severity <= HWERR_SEV_CORRECTED))
 			continue;
 		if (!(linked.entry[n].sources & BIT(rec->source))) {
 			linked.entry[n].sources |= BIT(rec->source);
+			severity = linked.entry[n].severity;
+			linked.entry[n].severity = max(severity, rec->severity);
 			rec->id = linked.entry[n].id;
 			rec->flags |= HWERR_F_LINKED;
 		}
 		break;
 	}
 	raw_spin_unlock_irqrestore(&linked.lock, flags);
+	return severity;
 }
 
-static void link_add(struct hwerr_record *rec, u64 pfn)
+static void link_add(struct hwerr_record *rec, u64 addr, u64 len)
 {
 	unsigned long flags;
 	int n;
 
 	raw_spin_lock_irqsave(&linked.lock, flags);
-	n = linked.next++ % LINKED_PAGES;
-	linked.entry[n].pfn = pfn;
+	n = linked.next++ % LINKED_MAX;
+	linked.entry[n].addr = addr;
+	linked.entry[n].len = len;
 	linked.entry[n].id = rec->id;
 	linked.entry[n].mono_ns = ktime_get_ns();
 	linked.entry[n].sources = BIT(rec->source);
+	linked.entry[n].severity = rec->severity;
 	raw_spin_unlock_irqrestore(&linked.lock, flags);
 }
 
@@ -416,33 +477,26 @@ static __always_inline void publish(struct hwerr_record *rec, struct hwerr_recen
 				    u64 ident, bool link)
 {
 	struct hwerr_info_memory *m = NULL;
-	u64 pfn = 0;
+	u8 counted = rec->severity;
 
 	if (link)
 		m = hwerr_record_find(rec, HWERR_INFO_MEMORY);
-	if (m) {
-		pfn = m->phys_addr >> PAGE_SHIFT;
-		link_find(rec, pfn);
-	}
+	if (m)
+		counted = link_find(rec, m->phys_addr, m->phys_len);
 	hwerr_ring_push(rec, true);
+	if (counted < rec->severity)
+		hwerr_ring_regrade(counted, rec->severity);
 	if (m && !(rec->flags & HWERR_F_LINKED))
-		link_add(rec, pfn);
+		link_add(rec, m->phys_addr, m->phys_len);
 	if (entry)
 		recent_first(entry, ident, rec);
 }
 
 static __always_inline void finish(struct hwerr_draft *d)
 {
-	struct hwerr_recent *entry = NULL;
-
-	if (d->ident && !(d->rec.flags & HWERR_F_EARLIER) &&
-	    recent_repeats(&d->rec, d->ident, &entry)) {
-		hwerr_draft_put(d);
-		return;
-	}
 	if (d->phys_len || d->pdev)
 		hwerr_owners_resolve(d);
-	publish(&d->rec, entry, d->ident, !d->no_link);
+	publish(&d->rec, d->recent, d->ident, !d->no_link);
 	hwerr_draft_put(d);
 }
 
@@ -472,6 +526,12 @@ void hwerr_submit(struct hwerr_draft *d)
 {
 	unsigned long flags;
 
+	/* Before the queue, which a storm of one error would fill. */
+	if (d->ident && !(d->rec.flags & HWERR_F_EARLIER) &&
+	    recent_repeats(&d->rec, d->ident, &d->recent)) {
+		hwerr_draft_put(d);
+		return;
+	}
 	/*
 	 * Owners are behind locks that are not taken from interrupts, and the
 	 * holders of a device are looked for among all processes.

@@ -221,13 +221,33 @@ void hwerr_ring_drop(u8 severity, u8 source)
 	raw_spin_unlock_irqrestore(&core.lock, flags);
 }
 
-void hwerr_ring_coalesced(u8 severity, u8 source, u32 n)
+void hwerr_ring_coalesced(u8 severity, u8 source, u32 n, bool counted)
 {
 	unsigned long flags;
 
 	raw_spin_lock_irqsave(&core.lock, flags);
 	core.total.coalesced += n;
-	count_errors(severity, source, n);
+	if (!counted)
+		count_errors(severity, source, n);
+	raw_spin_unlock_irqrestore(&core.lock, flags);
+}
+
+void hwerr_ring_uncount(u8 severity, u8 source, u32 n)
+{
+	unsigned long flags;
+
+	raw_spin_lock_irqsave(&core.lock, flags);
+	count_errors(severity, source, -(u64)n);
+	raw_spin_unlock_irqrestore(&core.lock, flags);
+}
+
+void hwerr_ring_regrade(u8 from, u8 to)
+{
+	unsigned long flags;
+
+	raw_spin_lock_irqsave(&core.lock, flags);
+	core.total.by_severity[from]--;
+	core.total.by_severity[to]++;
 	raw_spin_unlock_irqrestore(&core.lock, flags);
 }
 
@@ -352,9 +372,11 @@ void hwerr_reader_start(struct hwerr_reader *r, u32 whence, u64 seq)
 	int i;
 
 	raw_spin_lock_irq(&core.lock);
-	for (i = 0; i < 2; i++)
+	for (i = 0; i < 2; i++) {
 		r->pos[i] = whence == HWERR_SEEK_NOW ? core.ring[i].head :
 						       core.ring[i].tail;
+		r->taken[i] = r->pos[i];
+	}
 	if (whence == HWERR_SEEK_NOW && !r->audience)
 		r->passed = core.pushed;
 	else
@@ -472,6 +494,7 @@ void hwerr_reader_take(struct hwerr_reader *r, const struct hwerr_peek *p)
 {
 	lockdep_assert_held(&r->lock);
 	r->pos[p->ring] = p->next;
+	r->taken[p->ring] = p->next;
 	r->passed.n[p->severity][p->source]++;
 	r->pending = 0;
 	r->read++;
@@ -516,8 +539,11 @@ int hwerr_reader_filter(struct hwerr_reader *r, const struct hwerr_ioc_filter *f
 
 	raw_spin_lock_irq(&core.lock);
 	/* What was lost until now, was lost under the old filter. */
-	for (i = 0; i < 2; i++)
+	for (i = 0; i < 2; i++) {
 		settle(r, i);
+		/* What the old one stepped over, poll() included, was not read. */
+		r->pos[i] = max(r->taken[i], core.ring[i].tail);
+	}
 	settle_dropped(r);
 	if (tgid) {
 		a = audience_find(tgid, start_ns);

@@ -36,6 +36,7 @@ struct hwerr_audience {
  * struct hwerr_reader - one open file
  * @lock: taken before the ring lock
  * @pos: cursor in each ring
+ * @taken: behind the last record read, or where it was set to
  * @passed: records that this reader wants, by class, that lie behind its
  *	cursor, counted from the same zero as the @evicted it is held against
  * @dropped: of the ring's @dropped, what this reader has accounted for
@@ -55,6 +56,7 @@ struct hwerr_audience {
 struct hwerr_reader {
 	struct mutex lock;		/* guards all below */
 	u64 pos[2];
+	u64 taken[2];
 	struct hwerr_matrix passed;
 	struct hwerr_matrix dropped;
 	u64 from_seq;
@@ -118,8 +120,12 @@ void hwerr_ring_exit(void);
 u64 hwerr_ring_push(struct hwerr_record *rec, bool count_errors);
 /* An error of this class that no record could be made of. */
 void hwerr_ring_drop(u8 severity, u8 source);
-/* @n more errors went into another record's count. */
-void hwerr_ring_coalesced(u8 severity, u8 source, u32 n);
+/* @n more errors went into another record's count; @counted: another source's. */
+void hwerr_ring_coalesced(u8 severity, u8 source, u32 n, bool counted);
+/* @n errors that were counted are another source's. */
+void hwerr_ring_uncount(u8 severity, u8 source, u32 n);
+/* An error counted as @from turned out worse. */
+void hwerr_ring_regrade(u8 from, u8 to);
 
 /* Grows with every push: what a reader compares to know that it should look. */
 u64 hwerr_ring_version(void);

@@ -118,8 +118,13 @@ static int memfail_return(struct kretprobe_instance *ri, struct pt_regs *regs)
 	c->draft = NULL;
 	c->task = NULL;
 	raw_spin_unlock_irqrestore(&memfail.lock, irq);
-	if (d)
+	if (d && d->rec.flags & HWERR_F_STOPPED) {
+		/* A guarded VM was stopped for it: that is told in any case. */
+		hwerr_draft_text(d, "memory_failure() ended without a result");
+		hwerr_submit(d);
+	} else if (d) {
 		hwerr_draft_put(d);
+	}
 	return 0;
 }
 

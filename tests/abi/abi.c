@@ -353,10 +353,43 @@ static void t_filter_ends_wait(void)
 	CHECK(!pthread_create(&t, NULL, read_one, (void *)(intptr_t)fd));
 	alarm(30);
 	await_sleep();
-	/* The thread may have stepped over the record: a filter is for what is not yet read. */
+	/* It has seen the record and stepped over it, but not read it. */
 	filter_full(fd, 0, 0, 0);
-	put_number(w, HWERR_SEV_FATAL, 98);
 	pthread_join(t, NULL);
+}
+
+/* Neither poll() nor read() uses up what the filter keeps back. */
+static void t_filter_gives_back(void)
+{
+	int fd = dev_open(O_NONBLOCK), i;
+	struct hwerr_record *r;
+
+	filter_full(fd, 1 << HWERR_SEV_FATAL, 0, 0);
+	for (i = 0; i < 3; i++)
+		put_number(fd, HWERR_SEV_RECOVERABLE, i);
+	CHECK(!readable(fd));
+	put_number(fd, HWERR_SEV_FATAL, 3);
+	put_number(fd, HWERR_SEV_RECOVERABLE, 4);
+	CHECK(text_number(get(fd)) == 3);
+	CHECK(!readable(fd));
+	filter_full(fd, 0, 0, 0);
+	r = get(fd);
+	CHECK(r && text_number(r) == 4 && !r->lost);
+	CHECK(!readable(fd) && !stats(fd).reader_lost);
+}
+
+/* Waits until a process sleeps. */
+static void await_state(pid_t pid)
+{
+	char path[64], line[512];
+	FILE *f;
+
+	snprintf(path, sizeof(path), "/proc/%d/stat", pid);
+	do {
+		f = fopen(path, "r");
+		CHECK(f && fgets(line, sizeof(line), f));
+		fclose(f);
+	} while (!strstr(line, ") S "));
 }
 
 static void t_signal_ends_wait(void)
@@ -370,6 +403,8 @@ static void t_signal_ends_wait(void)
 		read(fd, buf, sizeof(buf));
 		_exit(0);
 	}
+	alarm(30);
+	await_state(pid);
 	/* SIGKILL is only seen by a wait that can be interrupted. */
 	CHECK(!kill(pid, SIGKILL));
 	alarm(30);
@@ -1112,7 +1147,7 @@ static void t_rmmod_refused(void)
 static const struct { const char *name; void (*fn)(void); } tests[] = {
 #define T(name) { #name, t_##name }
 	T(nonblock), T(short_buffer), T(bad_pointer), T(whole_records), T(blocking_read),
-	T(seek_ends_wait), T(filter_ends_wait), T(signal_ends_wait), T(not_seekable),
+	T(seek_ends_wait), T(filter_ends_wait), T(filter_gives_back), T(signal_ends_wait), T(not_seekable),
 	T(poll), T(poll_filter), T(epoll_edge),
 	T(two_readers), T(dup_fork), T(history), T(overflow_exact),
 	T(first_after_gap_tells), T(loss_by_filter), T(seek_counts_evicted),

@@ -161,6 +161,7 @@ def test_an_error_freezes_the_guest_for_good(home: Path) -> None:
         assert guest.pid not in seal.sealed()
 
 
+@pytest.mark.long
 def test_only_the_guest_that_was_hit(home: Path) -> None:
     """Errors on neighbours, on other processes, of lesser severity: nothing happens."""
     with (
@@ -186,6 +187,7 @@ def test_only_the_guest_that_was_hit(home: Path) -> None:
         assert len(daemon.incidents()) == 1
 
 
+@pytest.mark.long
 def test_an_error_while_the_daemon_is_away(home: Path) -> None:
     with Guest.start(guest_config("web1", home)) as guest, Daemon(home) as daemon:
         assert daemon.vm("web1")["state"] == "guarded"
@@ -203,6 +205,7 @@ def test_an_error_while_the_daemon_is_away(home: Path) -> None:
 # -- other layers -------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_panic_of_the_guest(home: Path) -> None:
     extra = ("-device", "pvpanic", "-action", "panic=pause")
     with (
@@ -217,6 +220,7 @@ def test_a_panic_of_the_guest(home: Path) -> None:
         assert incident["cause"]["layer"] == "panic"
 
 
+@pytest.mark.long
 def test_kvm_gives_up(home: Path) -> None:
     """KVM_RUN fails and QEMU goes to internal-error: here because it is refused, by somebody else's seal."""
     with (
@@ -233,6 +237,7 @@ def test_kvm_gives_up(home: Path) -> None:
         assert incident["cause"]["layer"] == "kvm"
 
 
+@pytest.mark.long
 def test_a_policy_that_does_not_want_it(home: Path) -> None:
     extra = ("-device", "pvpanic", "-action", "panic=pause")
     with (
@@ -261,6 +266,7 @@ POINTS = [
 
 
 @pytest.mark.parametrize("point", POINTS)
+@pytest.mark.long
 def test_killed_and_started_again(home: Path, point: str) -> None:
     disk = image(home)
     with Guest.start(guest_config("web1", home, *disk_options(disk))) as guest:
@@ -292,6 +298,7 @@ def test_killed_and_started_again(home: Path, point: str) -> None:
 # -- what goes wrong -----------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_monitor_that_hangs(home: Path) -> None:
     """QEMU does not answer: stopped and sealed, but not FROZEN; everything else goes on."""
     with (
@@ -317,6 +324,7 @@ def test_a_monitor_that_hangs(home: Path) -> None:
         assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.long
 def test_a_full_disk(home: Path) -> None:
     state = home / "state"
     state.mkdir()
@@ -340,6 +348,7 @@ def test_a_full_disk(home: Path) -> None:
         subprocess.run(["umount", "-l", str(state)], check=True)
 
 
+@pytest.mark.long
 def test_qemu_dies_during_the_release(home: Path) -> None:
     hook = home / "hook"
     hook.write_text(
@@ -361,6 +370,7 @@ def test_qemu_dies_during_the_release(home: Path) -> None:
         assert daemon.run("status", "web1").returncode == 3
 
 
+@pytest.mark.long
 def test_hooks_and_their_time(home: Path) -> None:
     """Each gets the facts; one that hangs, and what it has started, is killed and told of."""
     told, slow = home / "told", home / "slow"
@@ -388,6 +398,7 @@ def test_hooks_and_their_time(home: Path) -> None:
 # -- release ----------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_every_kind_of_disk(home: Path) -> None:
     forms = {"thread": "qcow2", "legacy": "qcow2", "ide": "raw", "scsi": "raw", "base": "qcow2"}
     images = {name: image(home, f"{name}.{form}", form) for name, form in forms.items()}
@@ -433,6 +444,7 @@ def bridge() -> Iterator[str]:
     subprocess.run(["ip", "link", "del", "hwbr0"], check=True)
 
 
+@pytest.mark.long
 def test_the_tap_is_down_and_off_its_bridge(home: Path, bridge: str) -> None:
     extra = ("-netdev", "tap,id=n0,ifname=hwtap0,script=no,downscript=no",
              "-device", "virtio-net-pci,netdev=n0,romfile=")  # fmt: skip
@@ -452,6 +464,7 @@ def test_the_tap_is_down_and_off_its_bridge(home: Path, bridge: str) -> None:
 # -- keep -------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_the_core_is_what_qemu_would_have_written(home: Path) -> None:
     with Guest.start(guest_config("web1", home, smp=2)) as guest, Daemon(home) as daemon:
         done = daemon.run("freeze", "web1")
@@ -481,6 +494,7 @@ def test_the_core_is_what_qemu_would_have_written(home: Path) -> None:
 # -- the front ----------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_the_front(home: Path) -> None:
     with (
         Guest.start(guest_config("web1", home)) as guest,
@@ -520,6 +534,7 @@ def test_the_front(home: Path) -> None:
 # -- the weaker means ---------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_guest_without_kvm_is_frozen_as_a_process(home: Path) -> None:
     with Guest.start(guest_config("web1", home, accel="tcg")) as guest, Daemon(home) as daemon:
         hva = guest.gpa2hva(COUNTER_GPA)
@@ -543,6 +558,7 @@ def vcpu_time_of_all(guest: Guest) -> list[str]:
     return [(t / "schedstat").read_text("ascii").split()[0] for t in tasks]
 
 
+@pytest.mark.long
 def test_check_and_status_without_a_daemon(home: Path) -> None:
     daemon = Daemon(home)
     done = daemon.run("check")

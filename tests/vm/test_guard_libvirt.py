@@ -16,7 +16,7 @@ from guarded import Daemon, counter
 from testbed import inject, pagemap
 from testbed.guest import COUNTER_GPA, firmware
 
-pytestmark = pytest.mark.amd
+pytestmark = [pytest.mark.amd, pytest.mark.long]
 
 URI = "qemu:///system"
 HIT_GPA = 0x200000

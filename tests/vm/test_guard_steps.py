@@ -29,7 +29,7 @@ from hwerr_notify.guard.store import Incident, Store
 from hwerr_notify.guard.vm import Vm, look
 from hwerr_notify.jsonform import boot_id
 
-pytestmark = pytest.mark.amd
+pytestmark = [pytest.mark.amd, pytest.mark.long]
 
 LIMITS = {"stop": 10.0, "record": 10.0, "release": 10.0, "seal": 10.0, "tell": 1.0, "keep": 60.0}
 

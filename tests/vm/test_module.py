@@ -104,6 +104,7 @@ def unloaded() -> Iterator[str]:
         subprocess.run(["insmod", ko], check=True)
 
 
+@pytest.mark.long
 def test_loaded_and_unloaded_under_a_storm(unloaded: str) -> None:
     """It loads each time, and leaves no memory behind; a splat ends the whole run (tests/vm/run)."""
     subprocess.run(["insmod", unloaded], check=True)

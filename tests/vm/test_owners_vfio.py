@@ -76,6 +76,30 @@ def test_held_by_a_process(device: Device, address: str, holder: Holder) -> None
         assert {t.pid for t in error(device).tasks} == {holder.pid, child.pid}
 
 
+def test_repetitions_name_who_holds_it_then(device: Device, address: str, holder: Holder) -> None:
+    holder.vfio(address)
+    device.seek("now")
+    record = AerRecord(cor_status=0x1041, device=address)
+    inject.aer(record)
+
+    def told(repeated: bool) -> Event:
+        deadline = time.monotonic() + 30
+        while (left := deadline - time.monotonic()) > 0:
+            for event in device.read(left):
+                if event.source == Source.AER and bool(event.flags & Flags.COALESCED) == repeated:
+                    return event
+        raise AssertionError("no AER event within 30 s")
+
+    first = told(repeated=False)
+    assert [t.pid for t in first.tasks] == [holder.pid]
+    holder.kill()
+    inject.aer(record)
+    later = told(repeated=True)
+    assert (later.id, later.count) == (first.seq, 1)
+    assert not later.tasks
+    assert not later.flags & UNSURE
+
+
 def test_held_by_a_vmm(device: Device, address: str, holder: Holder) -> None:
     holder.vfio(address)
     va = holder.mmap(PAGE)

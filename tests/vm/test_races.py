@@ -38,6 +38,8 @@ from testbed.records import MCI_ADDRV, MCI_EN, MCI_MISCV, MCI_VAL
 import hwerr_notify
 from hwerr_notify import Event, Flags, Severity, Source
 
+pytestmark = pytest.mark.long
+
 TOP = Path(__file__).resolve().parents[2]
 SOURCES = Path("/sys/module/hwerr/parameters/sources")
 CPU1 = Path("/sys/devices/system/cpu/cpu1/online")
@@ -454,7 +456,6 @@ def test_owners_while_everything_moves() -> None:
     races(count, float(os.environ.get("HWERR_RACES_SECONDS", "25")))
 
 
-@pytest.mark.long
 def test_twenty_thousand_errors() -> None:
     races(20_000, float("inf"))
 
@@ -555,7 +556,6 @@ def test_guests_that_come_and_go() -> None:
     guests_come_and_go(2)
 
 
-@pytest.mark.long
 @pytest.mark.amd
 def test_many_guests_that_come_and_go() -> None:
     guests_come_and_go(40)

@@ -88,6 +88,10 @@ def watch() -> Iterator[Watch]:
     watch.device.close()
 
 
+def said(text: str) -> Callable[[Event], bool]:
+    return lambda e: e.text == text
+
+
 def mce_sim(watch: Watch, **fields: int) -> Event:
     """Injects a machine check and returns its event, told apart by the time stamp counter."""
     tsc = next(_serial)
@@ -474,6 +478,57 @@ def test_machine_check_and_edac_of_one_page_are_one_error(watch: Watch) -> None:
         assert second.id == first.seq
         assert second.flags & Flags.LINKED
         assert watch.totals() == (errors + 1, linked + 1, dropped)
+
+
+@pytest.mark.amd
+def test_repetitions_told_by_two_sources_are_counted_once(watch: Watch) -> None:
+    with Victim() as victim:
+        addr = victim.memory.pfn * PAGE
+        errors, linked, dropped = watch.totals()
+        msg = f"case {next(_serial)}"
+        tsc = next(_serial)
+        for _ in range(5):
+            mce = f"status={VAL | EN | ADDRV | AMD_DRAM} addr={addr} bank=4 vendor={AMD} tsc={tsc}"
+            put(inject.SIM / "mce", mce)
+            inject.edac("ce", page=victim.memory.pfn, msg=msg)
+        first = watch.one(lambda e: e.mce is not None and e.mce.tsc == tsc)
+        second = watch.one(lambda e: e.text == msg)
+        count = {Source.MCE: first.count, Source.EDAC: second.count}
+        assert second.flags & Flags.LINKED
+        while sum(count.values()) < 10:
+            more = watch.one(lambda e: bool(e.flags & Flags.COALESCED) and e.id == first.seq)
+            assert bool(more.flags & Flags.LINKED) == (more.source == Source.EDAC)
+            count[more.source] += more.count
+        assert count == {Source.MCE: 5, Source.EDAC: 5}
+        now = watch.totals()
+        assert (now[0], now[2]) == (errors + 5, dropped)
+        assert now[1] > linked
+
+
+@pytest.mark.amd
+def test_a_worse_error_in_the_same_memory_is_another(watch: Watch) -> None:
+    with Victim() as victim:
+        addr = victim.memory.pfn * PAGE
+        fatal = watch.device.stats().by_severity[Severity.FATAL]
+        mce_sim(watch, status=VAL | EN | ADDRV | AMD_DRAM, addr=addr, bank=4, vendor=AMD)
+        msg = f"case {next(_serial)}"
+        inject.edac("fatal", page=victim.memory.pfn, msg=msg)
+        event = watch.one(lambda e: e.text == msg)
+        assert not event.flags & Flags.LINKED
+        assert event.id == event.seq
+        assert watch.device.stats().by_severity[Severity.FATAL] == fatal + 1
+
+
+def test_other_memory_of_the_same_page_is_another_error(watch: Watch) -> None:
+    with Victim() as victim:
+        events = []
+        inject.extlog("recoverable", addr=victim.memory.pfn * PAGE, mask=0xFFFFFFFFFFFFFFC0, text="line 0")
+        events.append(watch.one(lambda e: e.cper is not None and e.cper.fru_text == "line 0"))
+        for offset, msg in ((0x800, f"case {next(_serial)}"), (0x20, f"case {next(_serial)}")):
+            inject.edac("ue", page=victim.memory.pfn, offset=offset, grain=32, msg=msg)
+            events.append(watch.one(said(msg)))
+        assert [bool(e.flags & Flags.LINKED) for e in events] == [False, False, True]
+        assert events[2].id == events[0].seq
 
 
 # -- memory_failure() ---------------------------------------------------------------
