@@ -99,7 +99,6 @@ static int by_size(const void *a, const void *b)
 int main(int argc, char **argv)
 {
 	struct { struct hwerr_record rec; } m = { 0 };
-	unsigned long long p50[2], p99[2];
 	uint64_t one = 1;
 	char path[64], c;
 	pthread_t t;
@@ -114,8 +113,8 @@ int main(int argc, char **argv)
 	fds[HWERR] = open("/dev/hwerr", O_RDWR);
 	if (fds[HWERR] < 0 || pipe(go))
 		die("/dev/hwerr");
-	m.rec.len = sizeof(m.rec);
 	m.rec.hdr_len = sizeof(m.rec);
+	m.rec.len = m.rec.hdr_len;
 	m.rec.version = HWERR_ABI_VERSION;
 	m.rec.severity = HWERR_SEV_FATAL;
 	m.rec.source = HWERR_SRC_USER;
@@ -136,12 +135,12 @@ int main(int argc, char **argv)
 			die("write");
 	}
 	pthread_join(t, NULL);
-	for (i = 0; i < 2; i++) {
+	for (i = 0; i < 2; i++)
 		qsort(took[i], rounds, 8, by_size);
-		p50[i] = took[i][rounds / 2];
-		p99[i] = took[i][rounds * 99 / 100];
-	}
 	printf("{\"eventfd\": [%llu, %llu], \"hwerr\": [%llu, %llu]}\n",
-	       p50[0], p99[0], p50[1], p99[1]);
+	       (unsigned long long)took[0][rounds / 2],
+	       (unsigned long long)took[0][rounds * 99 / 100],
+	       (unsigned long long)took[1][rounds / 2],
+	       (unsigned long long)took[1][rounds * 99 / 100]);
 	return 0;
 }
