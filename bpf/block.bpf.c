@@ -9,12 +9,25 @@
 
 #define REQ_OP_MASK	0xff
 
+/* As far as CONFIG_BLK_CGROUP has them. */
+struct blkcg___probe {
+	struct cgroup_subsys_state css;
+} __attribute__((preserve_access_index));
+
+struct blkcg_gq___probe {
+	struct blkcg___probe *blkcg;
+} __attribute__((preserve_access_index));
+
+struct bio___probe {
+	struct blkcg_gq___probe *bi_blkg;
+} __attribute__((preserve_access_index));
+
 SEC("tp_btf/block_rq_error")
 int BPF_PROG(hwerr_block_error, struct request *rq, blk_status_t status, unsigned int bytes)
 {
 	struct hwerr_probe_block *e = hwerr_reserve(HWERR_PROBE_BLOCK, sizeof(*e), NULL);
 	struct gendisk *disk;
-	struct bio *bio;
+	struct bio___probe *bio;
 
 	if (!e)
 		return 0;
@@ -28,7 +41,7 @@ int BPF_PROG(hwerr_block_error, struct request *rq, blk_status_t status, unsigne
 		e->minor = disk->first_minor;
 		bpf_probe_read_kernel_str(e->disk, sizeof(e->disk), disk->disk_name);
 	}
-	bio = rq->bio;
+	bio = (void *)rq->bio;
 	if (bio && bpf_core_field_exists(bio->bi_blkg))
 		e->cgroup = BPF_CORE_READ(bio, bi_blkg, blkcg, css.cgroup, kn, id);
 	HWERR_EMIT(e);
