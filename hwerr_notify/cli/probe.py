@@ -15,10 +15,11 @@ from typing import NoReturn
 
 from .. import device as hwerr
 from .. import probe
-from ..bpf import PIN_DIR, BpfError, locked, unavailable
+from ..bpf import BpfError, capable, locked, unavailable
 from . import EXIT_ERROR, EXIT_NO_DEVICE, EXIT_NO_PERMISSION, EXIT_OK, EXIT_USAGE, complain, output
 
 PROG = "hwerr-probe"
+_CAP_SYS_ADMIN = 21  # linux/capability.h
 
 EPILOG = """\
 verbs:
@@ -122,7 +123,7 @@ def show_status(as_json: bool) -> int:
 
 
 def unload() -> int:
-    if not os.access(PIN_DIR.parent, os.W_OK):
+    if not capable(_CAP_SYS_ADMIN):
         complain(PROG, "not permitted: run as root")
         return EXIT_NO_PERMISSION
     if not probe.unload():
