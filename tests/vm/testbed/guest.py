@@ -4,6 +4,8 @@
 The program writes a byte to the debug console, then does what `code` says:
   halt   sleeps for ever
   count  adds one to the 32-bit word at guest-physical 0x500, for ever
+  exit-user    the same, and leaves for QEMU (a port) each time
+  exit-kernel  the same, and leaves for KVM (cpuid) each time
   emulate  goes on where no memory is, so that KVM would have to emulate what it cannot fetch
   triple   has an exception and no way to handle it
   panic    says through pvpanic's port that it panicked, then sleeps
@@ -45,6 +47,8 @@ from .qmp import Qmp, QmpError
 
 STATE = Path("/run/hwerr/guests")
 COUNTER_GPA = 0x500
+NOWHERE = 0x2000_0000  # no guest's memory, unless it has more than this
+_GDTR = 0x110
 BACKINGS = (
     "anon",
     "thp",
@@ -55,7 +59,7 @@ BACKINGS = (
     "file",
     "file-private",
 )
-CODES = ("halt", "count", "emulate", "triple", "panic", "crash")
+CODES = ("halt", "count", "exit-user", "exit-kernel", "emulate", "triple", "panic", "crash")
 _DEBUGCON = 0xE9
 _THP = Path("/sys/kernel/mm/transparent_hugepage")
 _HUGE_PAGES = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
@@ -71,16 +75,23 @@ def firmware(code: str) -> bytes:
     program += b"\x31\xc0\x8e\xd8"  # xor ax, ax; mov ds, ax
     halt = b"\xfa\xf4\xeb\xfd"  # cli; 1: hlt; jmp 1b
     if code == "emulate":
-        program += b"\xea\x00\x00\x00\xd0"  # jmp 0xd000:0000
+        # mov ax, cs; mov ds, ax; lgdt [GDTR]; mov eax, cr0; or al, 1; mov cr0, eax; jmp 8:NOWHERE
+        program += b"\x8c\xc8\x8e\xd8\x66\x0f\x01\x16" + struct.pack("<H", _GDTR)
+        program += b"\x0f\x20\xc0\x0c\x01\x0f\x22\xc0\x66\xea" + struct.pack("<IH", NOWHERE, 8)
+        # Flat 32-bit code, accessed already: it is in ROM. Then what the register is loaded with.
+        program = program.ljust(_GDTR - 16, b"\x90") + struct.pack("<QQ", 0, 0x00CF9B000000FFFF)
+        program += struct.pack("<HI", 15, 0xF0000 + _GDTR - 16)
     elif code == "triple":
         # lidt [0x700], which is zero; int3
         program += b"\x0f\x01\x1e\x00\x07\xcc"
     elif code in ("panic", "crash"):
         # mov dx, 0x505; mov al, n; out dx, al
         program += b"\xba\x05\x05\xb0" + bytes([1 if code == "panic" else 2]) + b"\xee" + halt
-    elif code == "count":
-        # 1: inc dword [0x500]; jmp 1b
-        program += b"\x66\xff\x06" + struct.pack("<H", COUNTER_GPA) + b"\xeb\xf9"
+    elif code in ("count", "exit-user", "exit-kernel"):
+        # 1: inc dword [0x500]; [out 0x80, al; | cpuid;] jmp 1b
+        loop = b"\x66\xff\x06" + struct.pack("<H", COUNTER_GPA)
+        loop += {"count": b"", "exit-user": b"\xe6\x80", "exit-kernel": b"\x0f\xa2"}[code]
+        program += loop + b"\xeb" + (256 - len(loop) - 2).to_bytes(1, "little")
     else:
         program += halt
     # The CPU starts at the last 16 bytes: jmp 0xf000:0000.

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: MIT
+"""What the BPF probes say, as events: pure, from the bytes that the shared header lays down."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+import pytest
+
+import hwerr_notify as h
+from hwerr_notify import probe
+from hwerr_notify.cli import probe as cli
+from hwerr_notify.layout import Layout
+
+libbpf = pytest.importorskip("hwerr_notify._libbpf")
+ffi, lib = libbpf.ffi, libbpf.lib
+
+STRUCTS = {
+    lib.HWERR_PROBE_KVM: "hwerr_probe_kvm",
+    lib.HWERR_PROBE_PANIC: "hwerr_probe_kvm",
+    lib.HWERR_PROBE_DEATH: "hwerr_probe_death",
+    lib.HWERR_PROBE_SIGBUS: "hwerr_probe_sigbus",
+    lib.HWERR_PROBE_BLOCK: "hwerr_probe_block",
+}
+GONE = 1 << 22  # no process has this number: the kernel's own limit is below
+
+
+def sample(kind: int, **fields: Any) -> bytes:
+    head = {"type": kind, "time_ns": 5_000_000_000, "start_ns": 77, "cpu": 3, "tgid": GONE, "tid": GONE + 1,
+            "comm": b"qemu".ljust(16, b"\0")}  # fmt: skip
+    return Layout(STRUCTS[kind], ffi).pack({f"head.{k}": v for k, v in head.items()} | fields)
+
+
+def compose(kind: int, **fields: Any) -> h.Event:
+    event = probe.Composer()(sample(kind, **fields))
+    assert event is not None
+    assert (event.cpu, event.time_mono_ns, event.software) == (3, 5_000_000_000, False)
+    return event
+
+
+def test_every_type_has_a_probe_and_a_struct() -> None:
+    assert len(probe.PROBES) == lib.HWERR_PROBE_COUNT
+    assert set(STRUCTS) == set(range(lib.HWERR_PROBE_COUNT))
+    for name in set(STRUCTS.values()) | {"hwerr_probe_head", "hwerr_probe_count"}:
+        Layout(name, ffi)
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"exit_reason": 17, "suberror": 1, "rip": 0x10, "flags": 1, "insn_len": 2,
+          "insn": bytes([0x0F, 0xA2]).ljust(16, b"\0")},
+         "KVM internal error at 0x10: emulation failure, instruction 0f a2"),
+        ({"exit_reason": 17, "suberror": 99}, "KVM internal error: suberror 99"),
+        ({"exit_reason": 8, "rip": 0x7, "flags": 1}, "the guest shut down by a triple fault at 0x7"),
+        ({"exit_reason": 9, "detail": 0x80000021},
+         "KVM could not enter the guest, hardware reason 0x80000021"),
+        ({"exit_reason": 0, "detail": 5}, "KVM left the guest for an unknown reason 0x5"),
+        ({"exit_reason": 2, "error": -14}, "KVM_RUN failed: Bad address"),
+    ],
+)  # fmt: skip
+def test_kvm(fields: dict[str, Any], text: str) -> None:
+    event = compose(lib.HWERR_PROBE_KVM, vcpu=2, **fields)
+    assert event.text == text
+    assert event.vcpu is not None
+    assert (event.vcpu.vcpu, event.vcpu.rip is None) == (2, "flags" not in fields)
+    assert (event.source, event.severity) == (h.Source.KVM, h.Severity.RECOVERABLE)
+    assert event.action_required
+    (guest,) = event.guests
+    assert (guest.pid, guest.start_ns, guest.kvm, guest.gpa, guest.as_a_whole) == (GONE, 77, True, None, True)
+    assert "vCPU 2" in event.message
+    assert event.message.endswith(f"hits VM qemu (pid {GONE}); it cannot go on")
+
+
+@pytest.mark.parametrize(
+    ("signal_number", "oom", "sender", "deliberate", "text"),
+    [
+        (signal.SIGKILL, 0, 9, True, "killed by SIGKILL from bash (pid 9)"),
+        (signal.SIGKILL, 0, 0, False, "killed by SIGKILL from the kernel"),
+        (signal.SIGKILL, 1, 0, False, "killed by SIGKILL, because memory was short"),
+        (signal.SIGTERM, 0, -1, True, "killed by SIGTERM"),
+        (signal.SIGSEGV, 0, -1, False, "killed by SIGSEGV"),
+        (64, 0, -1, False, "killed by SIGRTMAX"),
+        (32, 0, -1, False, "killed by signal 32"),
+    ],
+)
+def test_death(signal_number: int, oom: int, sender: int, deliberate: bool, text: str) -> None:
+    event = compose(
+        lib.HWERR_PROBE_DEATH, signal=signal_number, oom=oom, sender=sender,
+        sender_comm=b"bash".ljust(16, b"\0"),
+    )  # fmt: skip
+    assert (event.text or "").endswith(text)
+    assert event.severity == (h.Severity.INFO if deliberate else h.Severity.RECOVERABLE)
+    assert event.action_required != deliberate
+    assert event.raw_severity == 0x10000 + signal_number
+
+
+def test_panic() -> None:
+    said = {byte: compose(lib.HWERR_PROBE_PANIC, exit_reason=2, detail=byte).text for byte in (1, 2, 3)}
+    assert "crash kernel" not in (said[1] or "")
+    assert "crash kernel" in (said[2] or "")
+    assert said[3] == said[1]
+    assert "system event" in (compose(lib.HWERR_PROBE_PANIC, exit_reason=24, detail=3).text or "")
+
+
+@pytest.mark.parametrize(("code", "required"), [(4, True), (5, False)])
+def test_sigbus_without_a_known_cause(code: int, required: bool) -> None:
+    event = compose(lib.HWERR_PROBE_SIGBUS, addr=0x7000_1234, code=code, lsb=12)
+    (task,) = event.tasks
+    assert (task.pid, task.va, task.len) == (GONE, 0x7000_1000, 4096)
+    assert event.action_required == required
+    assert event.kind == (h.Kind.SRAR if required else h.Kind.SRAO)
+    assert h.Flags.LINKED not in event.flags
+    assert event.id == 0  # the kernel gives it one
+    assert f"thread {GONE + 1}" in (event.text or "")
+
+
+def test_sigbus_takes_the_guest_from_its_cause() -> None:
+    guest = h.Guest(
+        GONE, h.GuestFlags.KVM | h.GuestFlags.STOPPED, 77, 5, 0x7000_0000, 0x20_0000, 2 << 20, 1, "qemu"
+    )
+    cause = h.build(
+        h.Memory(0x1000, 2 << 20), guest, severity=h.Severity.RECOVERABLE, source=h.Source.MCE, seq=9, id=9
+    )
+
+    class Causes:
+        def find(self, pid: int, address: int) -> tuple[h.Event, h.Guest]:
+            assert (pid, address) == (GONE, 0x7000_1234)
+            return cause, guest
+
+    composer = probe.Composer(Causes())  # type: ignore[arg-type]
+    event = composer(sample(lib.HWERR_PROBE_SIGBUS, addr=0x7000_1234, code=4, lsb=12))
+    assert event is not None
+    (hit,) = event.guests
+    assert (hit.hva, hit.gpa, hit.len, hit.vm_id, hit.slot) == (0x7000_1000, 0x20_1000, 4096, 5, 1)
+    # That it was stopped is the kernel's to say.
+    assert hit.flags == h.GuestFlags.KVM
+    assert event.id == 9
+    assert h.Flags.LINKED in event.flags
+
+
+def test_block() -> None:
+    event = compose(
+        lib.HWERR_PROBE_BLOCK, sector=0x1234, bytes=512, major=8, minor=16, op=0, status=7,
+        disk=b"sdb".ljust(32, b"\0"),
+    )  # fmt: skip
+    assert event.text == "read of 512 bytes at sector 4660 failed with a critical medium error"
+    assert event.block == h.Block(8, 16, 0x1234, 512, 0, 7, "sdb")
+    assert event.to_json()["block"]["device"] == "8:16"
+    assert event.message.startswith(
+        "read of 512 bytes at sector 4660 failed with a critical medium error, in sdb"
+    )
+
+
+def test_what_is_not_known_is_passed_over() -> None:
+    whole = sample(lib.HWERR_PROBE_KVM)
+    assert probe.Composer()(whole[:-8]) is None
+    other = bytearray(whole)
+    at = Layout("hwerr_probe_head", ffi)
+    other[: at.size] = at.pack(at.unpack(whole) | {"type": 77})
+    assert probe.Composer()(bytes(other)) is None
+
+
+def test_no_probe_where_there_is_none(tmp_path: Any) -> None:
+    assert probe.status(tmp_path) == []
+    assert not probe.unload(tmp_path)
+
+
+@pytest.mark.parametrize("argv", [[], ["walk"], ["run", "--nothing"]])
+def test_wrong_usage_is_one_line(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(argv)
+    assert end.value.code == 2
+    said = capsys.readouterr()
+    assert (said.out, said.err.count("\n")) == ("", 1)
+    assert os.linesep in said.err

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: MIT
+"""hwerr-probe as a service: killed in a storm, without KVM, without permission."""
+
+from __future__ import annotations
+
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from probed import LIMIT, Service, bad_disk, bad_read, check_guest, fails, wait_for
+from testbed.kernel import modprobe
+
+import hwerr_notify as h
+from hwerr_notify import probe
+from hwerr_notify.bpf import PIN_DIR
+
+S = h.Source
+
+
+@pytest.fixture(autouse=True)
+def _no_probe() -> Iterator[None]:
+    probe.unload()
+    yield
+    probe.unload()
+
+
+@pytest.fixture(scope="module")
+def disk() -> Iterator[Path]:
+    with bad_disk() as path:
+        yield path
+
+
+def test_storm_and_a_service_that_is_killed(disk: Path) -> None:
+    """Nothing twice, nothing lost untold, whenever the service is killed."""
+    rounds, burst = 4, 700
+    records: list[h.Event] = []
+    lost = 0
+
+    def take(events: list[h.Event]) -> int:
+        nonlocal lost
+        mine = [e for e in events if e.source == S.BLOCK]
+        records.extend(e for e in mine if e.block)
+        lost += sum(e.raw_severity for e in mine if not e.block)
+        return len(mine)
+
+    with h.open() as device:
+        service = Service()
+        for _ in range(rounds):
+            storm = threading.Thread(target=bad_read, args=(disk, burst))
+            storm.start()
+            # Killed as soon as it has published something of this storm.
+            deadline = time.monotonic() + LIMIT
+            while not take(device.read(1.0)):
+                assert time.monotonic() < deadline
+            service.stop(signal.SIGKILL)
+            storm.join()
+            service = Service()
+        (block,) = (s for s in probe.status() if s.name == "block")
+        assert block.emitted + block.dropped == rounds * burst
+        assert block.dropped > 0
+        deadline = time.monotonic() + LIMIT
+        while time.monotonic() < deadline and (len(records) < block.emitted or lost < block.dropped):
+            take(device.read(1.0))
+        assert device.stats().reader_lost == 0
+        assert service.stop()[0] == 0
+        take(device.drain())
+    assert len(records) == block.emitted
+    assert len({(e.time_mono_ns, e.cpu) for e in records}) == block.emitted
+    assert lost == block.dropped
+
+
+@pytest.mark.amd
+def test_a_missing_module_takes_down_its_probes_only() -> None:
+    for module in ("kvm_amd", "kvm"):
+        subprocess.run(["rmmod", module], check=True)
+    try:
+        service = Service()
+        assert service.said.splitlines()[1] == b"STATUS=attached: sigbus, block"
+        with h.open() as device:
+            modprobe("kvm_amd")
+            deadline = time.monotonic() + LIMIT
+            while not all(s.attached for s in probe.status()):
+                assert time.monotonic() < deadline
+                select.select([], [], [], 0.05)
+            with fails("triple") as guest:
+                check_guest(wait_for(device, lambda e: e.source == S.KVM), guest)
+        status, said = service.stop()
+        assert status == 0
+        assert "without the kvm probe: the kernel module kvm is not loaded" in said
+    finally:
+        probe.unload()
+        modprobe("kvm_amd")
+
+
+def test_what_stands_in_the_way_is_said() -> None:
+    unprivileged = (
+        "import os, sys; os.setuid(65534); sys.argv = {}; "
+        "from hwerr_notify.cli import hwerr_probe; sys.exit(hwerr_probe())"
+    )
+    for verb, status in (("status", 5), ("run", 5), ("unload", 5)):
+        code = unprivileged.format(["hwerr-probe", verb])
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr.count("\n")) == (status, 1), done.stderr
+    done = subprocess.run(
+        ["hwerr-probe", "run", "--device", "/dev/none"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (4, 1)
+    assert not list(PIN_DIR.glob("probe-*"))
