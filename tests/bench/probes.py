@@ -1,0 +1,129 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""What the BPF probes cost a guest and a disk; in a VM of the test bed (--cpu amd).
+
+    tests/vm/run --kernel 6.12 --cpu amd -- .venv/bin/python tests/bench/probes.py [PAIRS]
+
+First the kernel's own account (kernel.bpf_stats_enabled): the time spent in the probe of
+the guest that leaves most often, as a share of what its vCPU thread spent. It holds on a
+busy machine too. Then pairs of runs, for a quiet one:
+
+Each pair is one run with the probes attached and one without, in changing order. Of a
+run, operations per second of CPU time of who does them are counted, so that what else
+the machine does falls out of it. Prints the median of the pairs' ratios, with over
+without, and their quartiles:
+
+    userspace-exits   a guest that does nothing but leave for QEMU, the dearest case
+    kernel-exits      one that does nothing but leave for KVM (cpuid)
+    block             reads of 512 bytes, past the page cache
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "vm"))
+
+from testbed.guest import Guest, GuestConfig
+from testbed.kernel import modprobe, put
+
+from hwerr_notify import probe
+
+RUN_S = 2.0
+
+
+def guest_rate(guest: Guest) -> float:
+    """Rounds of the guest per second of its vCPU thread."""
+    threads = Path(f"/proc/{guest.pid}/task").iterdir()
+    stat = next(t / "schedstat" for t in threads if "KVM" in (t / "comm").read_text())
+
+    def now() -> tuple[int, int]:
+        return guest.counter(), int(stat.read_text().split()[0])
+
+    rounds, spent = now()
+    time.sleep(RUN_S)
+    more, then = now()
+    return ((more - rounds) % (1 << 32)) / (then - spent) * 1e9
+
+
+def share(guest: Guest, name: str) -> float:
+    """CPU time in a BPF program over that of the guest's vCPU thread."""
+    threads = Path(f"/proc/{guest.pid}/task").iterdir()
+    stat = next(t / "schedstat" for t in threads if "KVM" in (t / "comm").read_text())
+
+    def now() -> tuple[int, int]:
+        out = subprocess.run(["bpftool", "-j", "prog", "show", "name", name], capture_output=True, check=True)
+        program = json.loads(out.stdout)
+        return program.get("run_time_ns", 0), int(stat.read_text().split()[0])
+
+    put(Path("/proc/sys/kernel/bpf_stats_enabled"), "1")
+    with probe.Probes():
+        spent, total = now()
+        time.sleep(RUN_S)
+        more, then = now()
+    probe.unload()
+    put(Path("/proc/sys/kernel/bpf_stats_enabled"), "0")
+    return (more - spent) / (then - total)
+
+
+def disk_rate(disk: Path) -> float:
+    """Reads per second of this thread."""
+    buffer = memoryview(mmap.mmap(-1, 4096))[:512]
+    fd = os.open(disk, os.O_RDONLY | os.O_DIRECT)
+    try:
+        end, start, rounds = time.monotonic() + RUN_S, time.thread_time_ns(), 0
+        while time.monotonic() < end:
+            for _ in range(50):
+                os.preadv(fd, [buffer], 0)
+            rounds += 50
+        return rounds / (time.thread_time_ns() - start) * 1e9
+    finally:
+        os.close(fd)
+
+
+def ratios(rate: Callable[[], float], pairs: int) -> list[float]:
+    """Rate with the probes over rate without, for each pair."""
+    found = []
+    rate()
+    for n in range(pairs):
+        rates = {}
+        for attached in (n % 2 == 0, n % 2 != 0):
+            probe.unload()
+            if attached:
+                with probe.Probes() as probes:
+                    missing = [s.name for s in probes.status() if not s.attached]
+                assert not missing, missing
+            rates[attached] = rate()
+        found.append(rates[True] / rates[False])
+        print(f"  pair {n + 1}/{pairs}: {found[-1]:.4f}", file=sys.stderr, flush=True)
+    probe.unload()
+    return found
+
+
+def main() -> int:
+    pairs = int(sys.argv[1]) if len(sys.argv) > 1 else 10
+    rows = {}
+    for name, code in (("userspace-exits", "exit-user"), ("kernel-exits", "exit-kernel")):
+        with Guest.start(GuestConfig(name=code, mem=16 << 20, code=code)) as guest:
+            if name == "userspace-exits":
+                shares = sorted(share(guest, "hwerr_kvm_run") for _ in range(5))
+                print(f"share of a userspace exit spent in the probe: {shares[2]:.4f}", flush=True)
+            rows[name] = ratios(lambda guest=guest: guest_rate(guest), pairs)  # type: ignore[misc]
+    modprobe("null_blk", "nr_devices=1", "queue_mode=2", "irqmode=0", "gb=1")
+    rows["block"] = ratios(lambda: disk_rate(Path("/dev/nullb0")), pairs)
+    for name, values in rows.items():
+        low, middle, high = statistics.quantiles(values, n=4)
+        print(f"{name:16} {middle:.4f}  ({low:.4f} to {high:.4f}, {pairs} pairs)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
