@@ -76,28 +76,31 @@ def test_held_by_a_process(device: Device, address: str, holder: Holder) -> None
         assert {t.pid for t in error(device).tasks} == {holder.pid, child.pid}
 
 
-def test_repetitions_name_who_holds_it_then(device: Device, address: str, holder: Holder) -> None:
-    holder.vfio(address)
-    device.seek("now")
-    record = AerRecord(cor_status=0x1041, device=address)
-    inject.aer(record)
+def test_repetitions_name_who_holds_it_then(device: Device, address: str) -> None:
+    for bits in (0x1041, 0x1081, 0x1101, 0x10C0, 0x1140, 0x1180, 0x00C1, 0x0141):
+        record = AerRecord(cor_status=bits, device=address)
 
-    def told(repeated: bool) -> Event:
-        deadline = time.monotonic() + 30
-        while (left := deadline - time.monotonic()) > 0:
-            for event in device.read(left):
-                if event.source == Source.AER and bool(event.flags & Flags.COALESCED) == repeated:
-                    return event
-        raise AssertionError("no AER event within 30 s")
+        def told(record: AerRecord = record) -> Event:
+            device.seek("now")
+            inject.aer(record)
+            deadline = time.monotonic() + 30
+            while (left := deadline - time.monotonic()) > 0:
+                for event in device.read(left):
+                    if event.pci and event.pci.status == record.cor_status:
+                        return event
+            raise AssertionError("no AER event within 30 s")
 
-    first = told(repeated=False)
-    assert [t.pid for t in first.tasks] == [holder.pid]
-    holder.kill()
-    inject.aer(record)
-    later = told(repeated=True)
-    assert (later.id, later.count) == (first.seq, 1)
-    assert not later.tasks
-    assert not later.flags & UNSURE
+        with Holder() as holder:
+            holder.vfio(address)
+            first = told()
+            assert [t.pid for t in first.tasks] == [holder.pid]
+        later = told()
+        assert not later.tasks
+        assert not later.flags & UNSURE
+        if later.flags & Flags.COALESCED:
+            assert (later.id, later.count) == (first.seq, 1)
+            return
+    raise AssertionError("no second error came within a second of the first")
 
 
 def test_held_by_a_vmm(device: Device, address: str, holder: Holder) -> None:
