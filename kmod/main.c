@@ -37,7 +37,7 @@ static bool exiting;
 
 static unsigned int ring_kib = 256;
 module_param(ring_kib, uint, 0444);
-MODULE_PARM_DESC(ring_kib, "Size of each of the two rings, KiB, a power of two from 16 to 16384");
+MODULE_PARM_DESC(ring_kib, "Size of each of the two rings, KiB, a power of two from 16 to 4096");
 
 bool hwerr_exiting(void)
 {
@@ -127,8 +127,8 @@ static int __init hwerr_init(void)
 {
 	int i, err;
 
-	if (!is_power_of_2(ring_kib) || ring_kib < 16 || ring_kib > 16384) {
-		pr_err("ring_kib=%u is not a power of two from 16 to 16384\n", ring_kib);
+	if (!is_power_of_2(ring_kib) || ring_kib < 16 || ring_kib > 4096) {
+		pr_err("ring_kib=%u is not a power of two from 16 to 4096\n", ring_kib);
 		return -EINVAL;
 	}
 	err = hwerr_ring_init(ring_kib * 1024);

@@ -40,7 +40,7 @@
 
 /* Pages of a range that are looked at, from its start. */
 #define PAGES_MAX	64
-/* Pauses of one lookup: together some 10 ms if it may sleep, else some us. */
+/* Pauses of one lookup: together some 30 ms at most if it may sleep, else some us. */
 #define WAITS_MAX	12
 #define WAIT_US		50
 #define WAIT_US_MAX	2000

@@ -7,7 +7,8 @@
  * DIMM that corrects a thousand errors a second must not push out the one
  * uncorrected error that somebody will ask about. Why one raw spinlock: pushes
  * come from hard interrupts and hold it for one memcpy; readers hold it for one
- * memcpy or HWERR_STEPS headers at most, whatever their filter.
+ * memcpy or HWERR_STEPS headers, whatever their filter; a new filter or cursor for one
+ * walk over the headers of both rings, which is what limits their size.
  *
  * Positions are 64-bit byte counts that only grow; a position modulo the ring's
  * size is an offset. A record is contiguous: where it would cross the end, a

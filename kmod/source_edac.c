@@ -75,6 +75,7 @@ static void edac_source_exit(void)
 	hwerr_tp_detach(&mc_tp);
 }
 
+/* @dimm: NULL for errors of which the controller did not know where. */
 static void report_count(const struct mem_ctl_info *mci, const struct dimm_info *dimm,
 			 enum hw_event_mc_err_type type, u32 count)
 {
@@ -99,14 +100,16 @@ static void report_count(const struct mem_ctl_info *mci, const struct dimm_info 
 	d->rec.time_real_ns = 0;
 	e = hwerr_draft_info(d, HWERR_INFO_EDAC, sizeof(*e));
 	if (e) {
-		for (i = 0; i < min_t(unsigned int, mci->n_layers, ARRAY_SIZE(at)); i++)
+		for (i = 0; dimm && i < min_t(unsigned int, mci->n_layers, ARRAY_SIZE(at)); i++)
 			at[i] = dimm->location[i];
 		e->mc = mci->mc_idx;
 		e->top = at[0];
 		e->mid = at[1];
 		e->low = at[2];
-		e->grain = dimm->grain;
-		strscpy(e->label, dimm->label, sizeof(e->label));
+		if (dimm) {
+			e->grain = dimm->grain;
+			strscpy(e->label, dimm->label, sizeof(e->label));
+		}
 	}
 	hwerr_draft_text(d, "counted by the memory controller before hwerr was loaded");
 	hwerr_submit(d);
@@ -126,6 +129,8 @@ static int earlier_mc(struct device *dev, void *unused)
 		report_count(mci, dimm, HW_EVENT_ERR_CORRECTED, READ_ONCE(dimm->ce_count));
 		report_count(mci, dimm, HW_EVENT_ERR_UNCORRECTED, READ_ONCE(dimm->ue_count));
 	}
+	report_count(mci, NULL, HW_EVENT_ERR_CORRECTED, READ_ONCE(mci->ce_noinfo_count));
+	report_count(mci, NULL, HW_EVENT_ERR_UNCORRECTED, READ_ONCE(mci->ue_noinfo_count));
 	return hwerr_exiting();
 }
 

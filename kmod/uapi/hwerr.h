@@ -42,25 +42,33 @@
  *
  * Identical corrected errors within a second of the first become one more
  * record with HWERR_F_COALESCED, @id of that first record and their number in
- * @count. So the sum of @count is the number of errors.
+ * @count, and with those it hits by then. So the sum of @count is the number of
+ * errors, but for HWERR_F_LINKED ones.
  *
  * One physical error that several sources report (a machine check, then
  * memory_failure) makes several records with the same @id; all but the first
- * have HWERR_F_LINKED, and the totals count it once.
+ * have HWERR_F_LINKED, and the totals count it once, as the worst of them. It is
+ * taken for one if the memory overlaps, within ten seconds, and both were
+ * corrected or neither was.
  *
  * Scope
  * -----
  * A reader whose opener lacked CAP_SYS_ADMIN (in the initial user namespace)
- * sees a record only if it hits the process that opened the file. Of such a
- * record it sees the header, the PCI and VCPU info and its own GUEST and TASK infos;
+ * sees a record only if it hits the process that opened the file: not a child
+ * that inherited it, so open it after daemon(3). Records whose owners could not be
+ * determined are not among them. A file that a privileged process passes on
+ * keeps that process's scope and rights. Of a record that hits it, the reader
+ * sees the header, the PCI and VCPU info and its own GUEST and TASK infos;
  * @cpu is -1, HWERR_F_REDACTED is set and no host-physical address is in it (nor
  * another process's STOP info).
  * Process numbers are those of the initial PID namespace.
  *
  * Publishing
  * ----------
- * write(2) takes one or more whole records as read(2) gives them. All are
- * checked before the first is published; EINVAL means none was. The kernel
+ * write(2) takes one or more whole records as read(2) gives them, of this
+ * version, and without what only the kernel may say (STOP, HWERR_F_STOPPED,
+ * HWERR_F_REDACTED, HWERR_GUEST_STOPPED). All are checked before the first is
+ * published; EINVAL means none was. The kernel
  * sets @seq and @lost, always HWERR_F_SOFTWARE, @id if 0, @count if 0, and
  * the times if @time_mono_ns is 0. It takes CAP_SYS_ADMIN of the opener.
  *
@@ -584,7 +592,8 @@ struct hwerr_ioc_filter {
  * struct hwerr_ioc_seek - move this reader's cursor
  * @whence: HWERR_SEEK_*
  * @flags: zero
- * @seq: for HWERR_SEEK_SEQ, else zero. Beyond the next number is EINVAL. If
+ * @seq: for HWERR_SEEK_SEQ, else zero. Beyond the next number is EINVAL,
+ *	but not under HWERR_SCOPE_SELF, which is not told that number. If
  *	records from @seq on are no longer held, they count as lost, all of them,
  *	whatever the filter.
  *

@@ -745,6 +745,9 @@ def test_what_was_there_before_the_load() -> None:
             )
             counted = {k: int((dimm / f"dimm_{k}_count").read_text("ascii")) for k in ("ce", "ue")}
             assert counted["ce"] >= 5
+            inject.edac("ue", mc=mc, layers=(-1, -1, -1))
+            noinfo = int(Path(f"/sys/devices/system/edac/mc/mc{mc}/ue_noinfo_count").read_text("ascii"))
+            assert noinfo >= 1
     finally:
         subprocess.run(["insmod", os.environ["HWERR_KO"]], check=True)
     with hwerr_notify.open(since="oldest") as device:
@@ -771,7 +774,13 @@ def test_what_was_there_before_the_load() -> None:
             Severity.CORRECTED: counted["ce"],
             Severity.RECOVERABLE: counted["ue"],
         }
-        for e in [page, *told.values()]:
+        (nowhere,) = (
+            e for e in events
+            if e.edac is not None and e.flags & Flags.EARLIER and not e.edac.label and e.edac.mc == mc
+            and e.severity == Severity.RECOVERABLE
+        )  # fmt: skip
+        assert nowhere.count == noinfo
+        for e in [page, nowhere, *told.values()]:
             assert e.flags & Flags.EARLIER
             assert not e.flags & (Flags.LINKED | Flags.COALESCED)
             assert (e.time_mono_ns, e.time_real_ns, e.cpu) == (0, 0, None)
