@@ -438,11 +438,12 @@ static u8 link_find(struct hwerr_record *rec, u64 addr, u64 len)
 	raw_spin_lock_irqsave(&linked.lock, flags);
 	for (i = 1; i <= LINKED_MAX; i++) {
 		int n = (linked.next + LINKED_MAX - i) % LINKED_MAX;
+		bool was_corrected = linked.entry[n].severity <= HWERR_SEV_CORRECTED;
 
 		if (!linked.entry[n].id || now - linked.entry[n].mono_ns > LINK_NS ||
 		    addr + len <= linked.entry[n].addr ||
 		    linked.entry[n].addr + linked.entry[n].len <= addr ||
-		    corrected != (linked.entry[n].severity <= HWERR_SEV_CORRECTED))
+		    corrected != was_corrected)
 			continue;
 		if (!(linked.entry[n].sources & BIT(rec->source))) {
 			linked.entry[n].sources |= BIT(rec->source);

@@ -1147,8 +1147,8 @@ static void t_rmmod_refused(void)
 static const struct { const char *name; void (*fn)(void); } tests[] = {
 #define T(name) { #name, t_##name }
 	T(nonblock), T(short_buffer), T(bad_pointer), T(whole_records), T(blocking_read),
-	T(seek_ends_wait), T(filter_ends_wait), T(filter_gives_back), T(signal_ends_wait), T(not_seekable),
-	T(poll), T(poll_filter), T(epoll_edge),
+	T(seek_ends_wait), T(filter_ends_wait), T(filter_gives_back),
+	T(signal_ends_wait), T(not_seekable), T(poll), T(poll_filter), T(epoll_edge),
 	T(two_readers), T(dup_fork), T(history), T(overflow_exact),
 	T(first_after_gap_tells), T(loss_by_filter), T(seek_counts_evicted),
 	T(storm_16_readers), T(corrected_never_evicts), T(coalesced),
