@@ -370,10 +370,7 @@ AER_CLASS = {
 
 
 def test_real_aer(watch: Watch) -> None:
-    """By the virtual device itself, through its root port's interrupt.
-
-    Before the others: 6.1 tells no fatal error of a port whose link it could not reset.
-    """
+    """By the virtual device itself, through its root port's interrupt."""
     device = inject.pci_address("aer0")
     inject.aer_real("aer0", "POISON_TLP", header_log=(5, 6, 7, 8))
     event = aer_event(watch, device, 0, 0x1000)
@@ -382,10 +379,6 @@ def test_real_aer(watch: Watch) -> None:
     assert event.pci is not None
     # In the order of the wire, byte by byte (PCIe 7.8.4.8).
     assert (event.pci.tlp_valid, event.pci.tlp) == (True, tuple(w << 24 for w in (5, 6, 7, 8)))
-    inject.aer_real("aer1", "MALF_TLP")
-    event = aer_event(watch, inject.pci_address("aer1"), 1, 0)
-    assert event.severity == Severity.FATAL
-    check_pci(event)
 
 
 @pytest.mark.parametrize("row", rows("aer-inject"), ids=ids)
