@@ -446,7 +446,8 @@ def open(
         since: "now", "oldest" held, "boot" (oldest of this boot), or a sequence number.
         nonblock: read() without a timeout and iteration do not wait.
         publish: open for write() too.
-        names: look up the names and UUIDs of VMs in /proc and libvirt's files.
+        names: look up the names and UUIDs of VMs in /proc and libvirt's files; of those that
+            run now at once, so that one that an error kills has its name all the same.
 
     OSError: FileNotFoundError if the module is not loaded, PermissionError if the file
     may not be opened. ValueError and TypeError for arguments that make no sense.
@@ -454,6 +455,8 @@ def open(
     flags = (os.O_RDWR if publish else os.O_RDONLY) | os.O_NONBLOCK | os.O_CLOEXEC
     fd = os.open(path, flags)
     device = Device(fd, nonblock=nonblock, names=_names if names else None)
+    if names:
+        _names.learn()
     try:
         device.set_filter(severity=severity, severities=severities, sources=sources, pid=pid)
         if since != "now":

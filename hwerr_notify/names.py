@@ -27,6 +27,9 @@ NOBODY: Identity = (None, None)
 # How long "no name" or "no UUID" is believed, seconds.
 RETRY_S = 2.0
 
+# What QEMU's processes are called, unless -name has process=.
+_QEMU = b"qemu-system", b"qemu-kvm"
+
 _CLOCK_TICKS: int = os.sysconf("SC_CLK_TCK")
 
 
@@ -73,51 +76,71 @@ class Names:
         self._limit = limit
         self._proc = proc
         self._libvirt = libvirt
+        # By process number and start in clock ticks, which is what /proc tells of it.
         self._known: OrderedDict[tuple[int, int], tuple[Identity, float]] = OrderedDict()
         self._lock = Lock()
 
     def __call__(self, guest: Guest) -> Identity:
         """Name and UUID of the guest, as far as they can be known."""
-        key = guest.pid, guest.start_ns
+        key = guest.pid, guest.start_ns * _CLOCK_TICKS // 1_000_000_000
         now = monotonic()
         with self._lock:
             known, until = self._known.get(key, (NOBODY, 0.0))
             if now < until:
                 self._known.move_to_end(key)
                 return known
-        name, uuid = self._look_up(guest)
+        name, uuid = self._look_up(*key)
         found = name or known[0], uuid or known[1]
         # A process may get its name later: libvirt writes its files after the start.
-        until = inf if all(found) else now + RETRY_S
-        with self._lock:
-            self._known[key] = found, until
-            while len(self._known) > self._limit:
-                self._known.popitem(last=False)
+        self._remember(key, found, inf if all(found) else now + RETRY_S)
         return found
 
-    def _look_up(self, guest: Guest) -> Identity:
+    def learn(self) -> None:
+        """Looks up every QEMU there is: one that an error kills is gone when its record is read."""
         try:
-            data = (self._proc / str(guest.pid) / "cmdline").read_bytes()
+            pids = [int(entry.name) for entry in os.scandir(self._proc) if entry.name.isdigit()]
+        except OSError:
+            return
+        for pid in pids:
+            try:
+                comm = (self._proc / str(pid) / "comm").read_bytes()
+            except OSError:
+                continue
+            ticks = self._start(pid) if comm.startswith(_QEMU) else None
+            if ticks is None:
+                continue
+            with self._lock:
+                if (pid, ticks) in self._known:
+                    continue
+            self._remember((pid, ticks), self._look_up(pid, ticks), 0.0)
+
+    def _remember(self, key: tuple[int, int], found: Identity, until: float) -> None:
+        with self._lock:
+            self._known[key] = found, inf if all(found) else until
+            while len(self._known) > self._limit:
+                self._known.popitem(last=False)
+
+    def _look_up(self, pid: int, ticks: int) -> Identity:
+        try:
+            data = (self._proc / str(pid) / "cmdline").read_bytes()
         except OSError:
             return NOBODY
         name, uuid = qemu_identity(os.fsdecode(data).split("\0"))
         if name is None or uuid is None:
-            libvirt_name, libvirt_uuid = self._from_libvirt(guest.pid)
+            libvirt_name, libvirt_uuid = self._from_libvirt(pid)
             name, uuid = name or libvirt_name, uuid or libvirt_uuid
         # Asked last: what was read is of this process if it is still there.
-        return (name, uuid) if self._is(guest) else NOBODY
+        return (name, uuid) if self._start(pid) == ticks else NOBODY
 
-    def _is(self, guest: Guest) -> bool:
-        """Whether the process of that number is the one that the record names."""
+    def _start(self, pid: int) -> int | None:
+        """Start of the process of that number, in ticks of CLOCK_BOOTTIME; None if there is none."""
         try:
-            stat = (self._proc / str(guest.pid) / "stat").read_text("utf-8", "replace")
+            stat = (self._proc / str(pid) / "stat").read_text("utf-8", "replace")
         except OSError:
-            return False
-        # proc(5): field 22, in ticks of CLOCK_BOOTTIME; the name in field 2 may hold anything.
+            return None
+        # proc(5), field 22; the name in field 2 may hold anything.
         fields = stat.rpartition(")")[2].split()
-        if len(fields) < 20 or not fields[19].isdigit():
-            return False
-        return int(fields[19]) == guest.start_ns * _CLOCK_TICKS // 1_000_000_000
+        return int(fields[19]) if len(fields) >= 20 and fields[19].isdigit() else None
 
     def _from_libvirt(self, pid: int) -> Identity:
         from xml.etree import ElementTree

@@ -52,6 +52,7 @@ class World:
         there.mkdir(parents=True, exist_ok=True)
         fields = ["S", *["0"] * 18, str(start), *["0"] * 30]
         (there / "stat").write_text(f"{pid} ({comm}) {' '.join(fields)}\n")
+        (there / "comm").write_text(f"{comm}\n")
         (there / "cmdline").write_bytes(cmdline.replace(" ", "\0").encode() + b"\0")
         return h.Guest(pid, start_ns=start * TICK + TICK // 3)
 
@@ -92,6 +93,26 @@ def test_a_process_that_is_gone(world: World) -> None:
     shutil.rmtree(world.proc / "5")
     assert world.names(guest)[0] == "web1", "remembered"
     assert world.names(h.Guest(6, start_ns=1)) == (None, None)
+
+
+def test_a_vm_that_dies_of_its_error_was_known_before(world: World) -> None:
+    guest = world.process(5, 100, "qemu -name web1", comm="qemu-system-x86")
+    other = world.process(6, 100, "sh -name web2", comm="sh")
+    world.names.learn()
+    shutil.rmtree(world.proc)
+    assert world.names(guest) == ("web1", None)
+    assert world.names(other) == (None, None)
+    world.names.learn()
+
+
+def test_learning_again_looks_at_what_is_new_only(world: World) -> None:
+    first = world.process(5, 100, "qemu -name web1", comm="qemu-system-x86")
+    world.names.learn()
+    (world.proc / "5" / "cmdline").unlink()
+    second = world.process(6, 100, "qemu -name web2", comm="qemu-system-x86")
+    world.names.learn()
+    shutil.rmtree(world.proc)
+    assert [world.names(g)[0] for g in (first, second)] == ["web1", "web2"]
 
 
 def test_what_is_remembered_is_bounded(world: World) -> None:
@@ -148,6 +169,5 @@ def test_files_that_may_not_be_read(world: World) -> None:
 
 def test_this_process_is_found_in_the_real_proc() -> None:
     stat = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-    me = h.Guest(os.getpid(), start_ns=int(stat[19]) * TICK)
-    assert Names()._is(me)
-    assert not Names()._is(h.Guest(os.getpid(), start_ns=me.start_ns + TICK))
+    assert Names()._start(os.getpid()) == int(stat[19])
+    assert Names()._start(1 << 30) is None

@@ -296,7 +296,8 @@ def test_real_machine_check(watch: Watch) -> None:
 @pytest.mark.intel
 def test_real_machine_check_in_an_emulated_guest(watch: Watch) -> None:
     """QEMU without KVM, which an emulated Intel CPU does not have: its PID and HVA, and no GPA."""
-    with Guest.start(GuestConfig(name="tcg", accel="tcg", backing="memfd")) as guest:
+    # A reader that is opened after the start knows the name, even if QEMU is dead before the record is read.
+    with Guest.start(GuestConfig(name="tcg", accel="tcg", backing="memfd")) as guest, hwerr_notify.open():
         gpa = 0x600000
         addr, hva = guest.gpa2hpa(gpa), guest.gpa2hva(gpa)
         record = MceRecord(status=SRAO, mcgstatus=RIPV | MCIP | LMCES, addr=addr, misc=PHYSICAL_PAGE, bank=9)
@@ -486,6 +487,7 @@ def test_repetitions_told_by_two_sources_are_counted_once(watch: Watch) -> None:
             inject.edac("ce", page=victim.memory.pfn, msg=msg)
         first = watch.one(lambda e: e.mce is not None and e.mce.tsc == tsc)
         second = watch.one(lambda e: e.text == msg)
+        assert not first.flags & Flags.LINKED
         count = {Source.MCE: first.count, Source.EDAC: second.count}
         assert second.flags & Flags.LINKED
         while sum(count.values()) < 10:

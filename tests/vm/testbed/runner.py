@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, NoReturn
@@ -31,6 +32,8 @@ GUEST = TREE / "tests/vm/guest"
 CACHE = Path(os.environ.get("HWERR_CACHE") or Path.home() / ".cache" / "hwerr")
 RUNS = TREE / "build/vm"
 KEEP_RUNS = 20
+# How long a QEMU that closed its ports may take to end, seconds.
+ENDS_WITHIN = 30
 
 EXIT_USAGE = 64
 EXIT_SETUP = 69
@@ -404,6 +407,10 @@ def follow(
             if outcome.status is not None or outcome.failure is not None:
                 # Everything the command wrote was sent before this word; the sockets hold it.
                 qemu.terminate()
+    # Its ports are closed a moment before it has ended, and its status says how.
+    if outcome.lost is None:
+        with suppress(subprocess.TimeoutExpired):
+            qemu.wait(ENDS_WITHIN)
     if qemu.poll() is None:
         qemu.kill()
     qemu.wait()

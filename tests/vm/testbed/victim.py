@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -23,10 +24,30 @@ class Memory:
     pfn: int
 
 
+# Errors in the same memory within ten seconds are taken for one; a page that an earlier victim
+# gave back is no fresh one until then. Frame of the first page, and when it was given back.
+_FRESH_AFTER = 11.0
+_used: dict[int, float] = {}
+
+
 class Victim:
-    """Context manager for the process; it is always killed at the end."""
+    """Context manager for the process; it is always killed at the end.
+
+    Its first page was no other victim's within the last seconds.
+    """
 
     def __init__(self, length: int = 4096, shared: bool = False) -> None:
+        others: list[subprocess.Popen[str]] = []
+        while True:
+            self._start(length, shared)
+            if time.monotonic() - _used.get(self.memory.pfn, -_FRESH_AFTER) >= _FRESH_AFTER:
+                break
+            others.append(self._process)
+        for process in others:
+            process.kill()
+            process.communicate()
+
+    def _start(self, length: int, shared: bool) -> None:
         argv = [sys.executable, "-m", "testbed.madvise", "--len", str(length)]
         if shared:
             argv.append("--shared")
@@ -56,3 +77,4 @@ class Victim:
     ) -> None:
         self._process.kill()
         self._process.communicate()
+        _used[self.memory.pfn] = time.monotonic()
