@@ -312,6 +312,45 @@ def test_real_machine_check_in_an_emulated_guest(watch: Watch) -> None:
         assert watch.one(lambda e: e.source == Source.MEMORY_FAILURE).id == event.seq
 
 
+@contextmanager
+def graded_as_intel() -> Iterator[None]:
+    """The AMD CPU, which has nested KVM, panics of any #MC: meanwhile the kernel grades it as Intel's."""
+    put(inject.SIM / "vendor", str(INTEL))
+    try:
+        yield
+    finally:
+        put(inject.SIM / "vendor", str(AMD))
+
+
+@pytest.mark.amd
+@pytest.mark.parametrize("backing", ["anon", "thp", "hugetlb", "memfd"])
+def test_real_machine_check_in_a_kvm_guest(watch: Watch, backing: str) -> None:
+    """A real #MC, SRAO, taken by the VM's CPU from its own bank; memory_failure() runs after it."""
+    with Guest.start(GuestConfig(name="mc", backing=backing)) as guest, hwerr_notify.open():
+        # The #MC is CPU 0's, and must not find it inside the guest: the emulator would hand it to that.
+        for task in Path(f"/proc/{guest.pid}/task").iterdir():
+            os.sched_setaffinity(int(task.name), {1})
+        gpa = 0x600000
+        addr, hva = guest.gpa2hpa(gpa), guest.gpa2hva(gpa)
+        record = MceRecord(status=SRAO, mcgstatus=RIPV | MCIP | LMCES, addr=addr, misc=PHYSICAL_PAGE, bank=9)
+        with graded_as_intel():
+            inject.mce_real(record)
+            event = watch.one(lambda e: e.source == Source.MCE)
+            after = watch.one(lambda e: e.source == Source.MEMORY_FAILURE)
+        assert event.mce is not None
+        assert (event.mce.status, event.mce.bank, event.mce.mcgstatus) == (SRAO, 9, record.mcgstatus)
+        assert (event.severity, event.kind) == (Severity.RECOVERABLE, Kind.SRAO)
+        assert not event.flags & (Flags.OWNERS_UNKNOWN | Flags.OWNERS_TRUNCATED | Flags.SOFTWARE)
+        assert not event.tasks
+        (hit,) = event.guests
+        assert (hit.pid, hit.name, hit.hva, hit.len, hit.gpa, hit.kvm) == (
+            guest.pid, "mc", hva, PAGE, gpa, True
+        )  # fmt: skip
+        assert after.id == event.seq
+        assert after.flags & Flags.LINKED
+        assert [(g.pid, g.gpa) for g in after.guests] == [(guest.pid, gpa)]
+
+
 @pytest.mark.intel
 def test_real_corrected_machine_check_by_polling(watch: Watch) -> None:
     with Victim() as victim:

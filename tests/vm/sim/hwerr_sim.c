@@ -23,6 +23,9 @@
  *                 or with step=0 the same, without an address; ce=1: corrected, but for
  *                 every ue-th. Then bench_ns holds what it took
  *                 addr=..: on that page; irqs_off=1: as an interrupt handler would
+ *   vendor        0: the kernel takes the CPU for an Intel one when it grades a machine
+ *                 check, 2: for the AMD one that it is. An emulated CPU has nested KVM or
+ *                 survives a real #MC, not both; so a guest under KVM can be hit by one
  *   splat         any line: WARN(), so that the test bed can test itself
  *
  * Two memory controllers of two channels with two slots each; their DIMMs are
@@ -286,6 +289,23 @@ static int sim_non_standard(char *line)
 	return 0;
 }
 
+/* vendor */
+
+static u8 sim_own_vendor;
+
+static int sim_vendor(char *line)
+{
+	u8 vendor;
+	int err = kstrtou8(strim(line), 0, &vendor);
+
+	if (err)
+		return err;
+	if (vendor != X86_VENDOR_INTEL && vendor != X86_VENDOR_AMD)
+		return -EINVAL;
+	WRITE_ONCE(boot_cpu_data.x86_vendor, vendor);
+	return 0;
+}
+
 static int sim_splat(char *line)
 {
 	WARN(1, "%s\n", strim(line));
@@ -338,6 +358,7 @@ static const struct sim_file sim_files[] = {
 	{ "extlog", sim_extlog },
 	{ "non_standard", sim_non_standard },
 	{ "bench", sim_bench },
+	{ "vendor", sim_vendor },
 	{ "splat", sim_splat },
 };
 
@@ -441,6 +462,7 @@ static int __init hwerr_sim_init(void)
 
 	if (err)
 		return err;
+	sim_own_vendor = boot_cpu_data.x86_vendor;
 	sim_dir = debugfs_create_dir(KBUILD_MODNAME, NULL);
 	for (i = 0; i < ARRAY_SIZE(sim_files); i++)
 		debugfs_create_file(sim_files[i].name, 0200, sim_dir, (void *)&sim_files[i],
@@ -452,6 +474,7 @@ static int __init hwerr_sim_init(void)
 static void __exit hwerr_sim_exit(void)
 {
 	debugfs_remove(sim_dir);
+	WRITE_ONCE(boot_cpu_data.x86_vendor, sim_own_vendor);
 	sim_mc_exit();
 }
 

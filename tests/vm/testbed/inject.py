@@ -43,7 +43,8 @@ def mce_real(record: MceRecord, broadcast: bool | None = None) -> None:
     `broadcast` raises #MC on every CPU, as Intel's CPUs do unless MCG_STATUS says LMCES (8);
     None is as they do. QEMU gives each of the other CPUs a record of its own: bank 1, status
     0xa000000000000000. A kernel that waits for CPUs that took no #MC panics; an AMD VM
-    panics on any uncorrected #MC, because its CPU cannot recover (no SUCCOR).
+    panics on any uncorrected #MC, because its CPU cannot recover (no SUCCOR), unless
+    the kernel takes it for an Intel one meanwhile (hwerr_sim.ko, vendor).
     Raises TestbedError if QEMU refuses it, for instance because the bank holds
     an uncorrected error already.
     """
