@@ -95,6 +95,12 @@ void hwerr_owners_resolve(struct hwerr_draft *d);
  * none, -ESRCH, -EBUSY: not all of its files were seen.
  */
 int hwerr_owners_stop(struct task_struct *task, struct hwerr_info_stop *stop);
+/*
+ * owners_rmap.c: the physical range that leaves its owners with page @pfn, a power of
+ * two: a page, or all of the hugetlb page that it is part of; any context but NMI.
+ */
+u64 hwerr_huge_start(unsigned long pfn);
+u64 hwerr_huge_end(unsigned long pfn);
 int hwerr_owners_init(void);
 void hwerr_owners_exit(void);
 

@@ -97,6 +97,11 @@ static bool runs_qemu(struct mm_struct *mm)
 	return is_qemu_name(name);
 }
 
+static unsigned long piece_next(const struct hwerr_piece *p)
+{
+	return p->pfn + DIV_ROUND_UP(p->off + p->len, PAGE_SIZE);
+}
+
 bool hwerr_owners_add(struct hwerr_owners *o, struct mm_struct *mm,
 		      unsigned long va, const struct hwerr_piece *p)
 {
@@ -119,7 +124,7 @@ bool hwerr_owners_add(struct hwerr_owners *o, struct mm_struct *mm,
 		/* KSM: one page may be mapped at adjacent addresses. */
 		if (va == at->va + at->len && p->pfn == at->next) {
 			at->len += p->len;
-			at->next++;
+			at->next = piece_next(p);
 			at->attempt = o->attempt;
 			return true;
 		}
@@ -135,7 +140,7 @@ bool hwerr_owners_add(struct hwerr_owners *o, struct mm_struct *mm,
 	}
 	mmgrab(mm);
 	*at = (struct hwerr_owner){
-		.mm = mm, .va = va, .len = p->len, .next = p->pfn + 1, .vm = vm,
+		.mm = mm, .va = va, .len = p->len, .next = piece_next(p), .vm = vm,
 		.attempt = o->attempt,
 	};
 	return true;
@@ -147,14 +152,15 @@ static void find_mappings(struct hwerr_owners *o, u64 addr, u64 len)
 	unsigned int pages;
 
 	for (pages = 0; addr < end; pages++) {
-		struct hwerr_piece p = {
-			.pfn = PHYS_PFN(addr),
-			.off = offset_in_page(addr),
-			.len = min_t(u64, end - addr, PAGE_SIZE - offset_in_page(addr)),
-		};
+		struct hwerr_piece p = { .pfn = PHYS_PFN(addr), .off = offset_in_page(addr) };
+		u64 room = PAGE_SIZE - p.off;
 		unsigned int try = 0;
 		int ret;
 
+		/* A hugetlb page is mapped as a whole. */
+		if (end - addr > room)
+			room = hwerr_huge_end(p.pfn) - addr;
+		p.len = min(end - addr, room);
 		if (pages == PAGES_MAX) {
 			o->flags |= HWERR_F_OWNERS_TRUNCATED;
 			return;

@@ -82,9 +82,9 @@ struct hwerr_owners {
 };
 
 /**
- * struct hwerr_piece - bytes of one page
- * @pfn: the page
- * @off: first byte
+ * struct hwerr_piece - bytes of one page, or of one hugetlb page
+ * @pfn: the (base) page of the first
+ * @off: first byte in it
  * @len: bytes
  */
 struct hwerr_piece {

@@ -340,11 +340,43 @@ static int rmap_folio(struct hwerr_owners *o, struct folio *folio,
 	if (ret)
 		return ret;
 
+	/* In the swap cache for somebody who has swapped it out, perhaps. */
+	if (mapping & PAGE_MAPPING_ANON && folio_test_swapcache(folio))
+		o->flags |= HWERR_F_OWNERS_UNKNOWN;
+
 	/* Mappings that came or went meanwhile are not missed. */
 	expected = min(expected, hwerr_page_mapcount(folio, page));
 	if (w.present < expected && !(o->flags & HWERR_F_OWNERS_TRUNCATED))
 		return -EBUSY;
 	return 0;
+}
+
+/* The order of the hugetlb page that @pfn is part of, else 0. */
+static unsigned int huge_order(unsigned long pfn)
+{
+	struct page *page = pfn_to_online_page(pfn);
+	unsigned int order = 0;
+	struct folio *folio;
+
+	if (!page)
+		return 0;
+	folio = page_folio(page);
+	if (!folio_try_get(folio))
+		return 0;
+	if (page_folio(page) == folio && folio_test_hugetlb(folio))
+		order = folio_order(folio);
+	folio_put(folio);
+	return order;
+}
+
+u64 hwerr_huge_start(unsigned long pfn)
+{
+	return PFN_PHYS(pfn & ~(BIT(huge_order(pfn)) - 1));
+}
+
+u64 hwerr_huge_end(unsigned long pfn)
+{
+	return PFN_PHYS((pfn | (BIT(huge_order(pfn)) - 1)) + 1);
 }
 
 int hwerr_rmap_page(struct hwerr_owners *o, const struct hwerr_piece *p)

@@ -55,8 +55,12 @@ static struct hwerr_draft *memfail_draft(unsigned long pfn)
 	struct hwerr_draft *d = hwerr_draft_get(HWERR_SRC_MEMORY_FAILURE,
 						HWERR_SEV_RECOVERABLE);
 
-	if (d)
-		hwerr_draft_memory(d, PFN_PHYS(pfn), PAGE_SIZE);
+	if (!d)
+		return NULL;
+	hwerr_draft_memory(d, PFN_PHYS(pfn), PAGE_SIZE);
+	/* What is poisoned is a page; what its owners lose may be more. */
+	d->phys_addr = hwerr_huge_start(pfn);
+	d->phys_len = hwerr_huge_end(pfn) - d->phys_addr;
 	return d;
 }
 

@@ -363,7 +363,8 @@ struct hwerr_info_memory {
  *	is not known
  * @hva: address in the process, 0 for HWERR_GUEST_DEVICE
  * @gpa: guest-physical address, or HWERR_NO_GPA
- * @len: bytes of the range at @hva, 0 for HWERR_GUEST_DEVICE
+ * @len: bytes of the range at @hva, 0 for HWERR_GUEST_DEVICE; more than those of MEMORY
+ *	where memory_failure() took out a hugetlb page: all of it
  * @slot: memslot: KVM address space << 16 | id; 0 without a gpa
  * @pad: zero
  * @comm: name of the process
@@ -390,7 +391,7 @@ struct hwerr_info_guest {
  * @flags: HWERR_TASK_*
  * @start_ns: start of the process, CLOCK_BOOTTIME
  * @va: address in the process
- * @len: bytes of the range at @va
+ * @len: bytes of the range at @va, as for a guest
  * @comm: name of the process
  */
 struct hwerr_info_task {

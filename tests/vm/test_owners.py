@@ -14,10 +14,20 @@ from pathlib import Path
 
 import pytest
 from hit import Injector
-from holder import HUGE, MADV_HUGEPAGE, MADV_MERGEABLE, MADV_NOHUGEPAGE, MAP_HUGETLB, PAGE, Holder
+from holder import (
+    HUGE,
+    MADV_HUGEPAGE,
+    MADV_MERGEABLE,
+    MADV_NOHUGEPAGE,
+    MADV_PAGEOUT,
+    MAP_HUGETLB,
+    PAGE,
+    Holder,
+)
 from testbed import pagemap
+from testbed.errors import TestbedError
 from testbed.guest import Guest, GuestConfig
-from testbed.kernel import put
+from testbed.kernel import put, zram_swap
 
 from hwerr_notify import Event, Flags
 
@@ -193,6 +203,22 @@ def test_fork_and_copy_on_write(hit: Hit, holder: Holder) -> None:
         assert tasks(hit(child.phys(va))) == {(child.pid, va, PAGE)}
 
 
+def test_page_that_another_has_swapped_out_is_in_doubt(hit: Hit, holder: Holder) -> None:
+    with zram_swap():
+        va = touched(holder)
+        holder.madvise(va, PAGE, MADV_PAGEOUT)
+        with pytest.raises(TestbedError):
+            holder.phys(va)
+        with holder.fork() as child:
+            holder.read(va, PAGE)
+            event = hit(holder.phys(va))
+            assert {(t.pid, t.va, t.len) for t in event.tasks} == {(holder.pid, va, PAGE)}
+            assert event.flags & UNSURE == Flags.OWNERS_UNKNOWN
+            child.write(va)
+            holder.write(va)
+            assert tasks(hit(holder.phys(va))) == {(holder.pid, va, PAGE)}
+
+
 def test_grandchild_after_parent_has_ended(hit: Hit, holder: Holder) -> None:
     va = touched(holder)
     with ExitStack() as stack:
@@ -328,6 +354,27 @@ def test_memory_failure_of_an_anonymous_page(injector: Injector, holder: Holder)
 def test_memory_failure_of_a_thp(injector: Injector, holder: Holder) -> None:
     va = huge(holder) + 99 * PAGE
     assert tasks(injector.poison(holder.pfn(va))) == {(holder.pid, va, PAGE)}
+
+
+@pytest.mark.parametrize("flags", [PRIVATE, SHARED], ids=["private", "shared"])
+def test_memory_failure_of_a_hugetlb_page_takes_all_of_it(
+    injector: Injector, holder: Holder, flags: int
+) -> None:
+    put(Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"), "16")
+    base = holder.mmap(2 * HUGE, flags | ANON | MAP_HUGETLB)
+    holder.write(base, 2 * HUGE)
+    assert tasks(injector.poison(holder.pfn(base + HUGE + 3 * PAGE))) == {(holder.pid, base + HUGE, HUGE)}
+
+
+@pytest.mark.amd
+def test_memory_failure_of_a_hugetlb_guest_takes_two_megabytes(injector: Injector) -> None:
+    with ExitStack() as stack:
+        guest = start(stack, "huge", "hugetlb")
+        gpa = 0x1200000
+        pid, hva = guest.pid, guest.gpa2hva(gpa)
+        event = injector.poison(guest.gpa2hpa(gpa + 0x5000) // PAGE)
+        assert not event.flags & UNSURE
+        assert [(g.pid, g.gpa, g.hva, g.len) for g in event.guests] == [(pid, gpa, hva, HUGE)]
 
 
 @pytest.mark.amd

@@ -32,7 +32,7 @@ import pytest
 from testbed import inject, pagemap
 from testbed.errors import TestbedError
 from testbed.guest import Guest, GuestConfig
-from testbed.kernel import DEBUGFS, load_sim, modprobe, put
+from testbed.kernel import DEBUGFS, load_sim, modprobe, put, zram_swap
 from testbed.records import MCI_ADDRV, MCI_EN, MCI_MISCV, MCI_VAL
 
 import hwerr_notify
@@ -372,20 +372,6 @@ def split_huge_pages(log: Log) -> None:
 
 
 @contextmanager
-def swap() -> Iterator[None]:
-    """Compressed memory to swap to."""
-    modprobe("zram")
-    put(Path("/sys/block/zram0/disksize"), "256M")
-    subprocess.run(["mkswap", "-q", "/dev/zram0"], check=True, capture_output=True)
-    subprocess.run(["swapon", "/dev/zram0"], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["swapoff", "/dev/zram0"], check=True)
-        put(Path("/sys/block/zram0/reset"), "1")
-
-
-@contextmanager
 def ksm() -> Iterator[None]:
     """KSM at work."""
     root = Path("/sys/kernel/mm/ksm")
@@ -412,7 +398,7 @@ def races(count: int, seconds: float) -> None:
     put(Path("/proc/sys/vm/nr_hugepages"), "24")
     sources = Sources()
     with ExitStack() as stack:
-        stack.enter_context(swap())
+        stack.enter_context(zram_swap())
         stack.enter_context(ksm())
         stack.enter_context(offline_cpu_restored())
         log = stack.enter_context(churn(KINDS))

@@ -95,3 +95,17 @@ def kernel_log() -> Iterator[KernelLog]:
         yield log
     finally:
         log.close()
+
+
+@contextmanager
+def zram_swap() -> Iterator[None]:
+    """Compressed memory to swap to."""
+    modprobe("zram")
+    put(Path("/sys/block/zram0/disksize"), "256M")
+    subprocess.run(["mkswap", "-q", "/dev/zram0"], check=True, capture_output=True)
+    subprocess.run(["swapon", "/dev/zram0"], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["swapoff", "/dev/zram0"], check=True)
+        put(Path("/sys/block/zram0/reset"), "1")
