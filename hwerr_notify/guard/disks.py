@@ -17,11 +17,12 @@ Everything may be done again: what is detached already is left alone.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any
 
 from .errors import Fault, MonitorError, Refused
-from .monitor import Monitor, answer, hmp
+from .monitor import Monitor, answer, hmp, together
 from .process import Held, Process
 
 __all__ = ["Released", "release", "still_held"]
@@ -37,16 +38,44 @@ class Released:
     how: str
 
 
-async def _quiesce(monitor: Monitor) -> None:
-    """Whatever uses nodes besides the guest: migrations, jobs, exports."""
-    status = answer(await monitor.execute("query-migrate"), dict, "query-migrate").get("status")
-    if status in ("setup", "active", "pre-switchover", "device", "wait-unplug", "postcopy-active"):
-        await monitor.execute("migrate_cancel")
-    for job in answer(await monitor.execute("query-block-jobs"), list, "query-block-jobs"):
-        await _may_refuse(monitor, "block-job-cancel", {"device": job["device"], "force": True})
-    for export in answer(await monitor.execute("query-block-exports"), list, "query-block-exports"):
-        await _may_refuse(monitor, "block-export-del", {"id": export["id"], "mode": "hard"})
-    await _may_refuse(monitor, "nbd-server-stop", {})
+_RUNS = frozenset({"setup", "active", "pre-switchover", "device", "wait-unplug", "postcopy-active"})
+_Found = tuple[list[dict[str, Any]], list[dict[str, Any]]]
+
+
+async def _look(monitor: Monitor) -> _Found:
+    """Block devices and nodes, after migrations, jobs and exports, which use nodes too, were ended."""
+    migration, jobs, _, exports, *found = await together(
+        monitor.execute("query-migrate"),
+        monitor.execute("query-block-jobs"),
+        # Its exports go with it.
+        _may_refuse(monitor, "nbd-server-stop", {}),
+        monitor.execute("query-block-exports"),
+        *_asked(monitor),
+    )
+    ends = [
+        _may_refuse(monitor, "block-job-cancel", {"device": job["device"], "force": True})
+        for job in answer(jobs, list, "query-block-jobs")
+    ]
+    ends += [
+        _may_refuse(monitor, "block-export-del", {"id": export["id"], "mode": "hard"})
+        for export in answer(exports, list, "query-block-exports")
+    ]
+    if answer(migration, dict, "query-migrate").get("status") in _RUNS:
+        ends.append(_may_refuse(monitor, "migrate_cancel", {}))
+    if ends:
+        found = (await together(*ends, *_asked(monitor)))[-2:]
+    blocks, nodes = found
+    return answer(blocks, list, "query-block"), answer(nodes, list, "query-named-block-nodes")
+
+
+def _asked(monitor: Monitor) -> tuple[Coroutine[Any, Any, Any], Coroutine[Any, Any, Any]]:
+    return monitor.execute("query-block"), monitor.execute("query-named-block-nodes", {"flat": True})
+
+
+def _theirs(nodes: Any) -> list[dict[str, Any]]:
+    """Nodes that stand for something outside QEMU, or may."""
+    every = answer(nodes, list, "query-named-block-nodes")
+    return [n for n in every if not str(n["node-name"]).startswith(PLACEHOLDER)]
 
 
 async def _may_refuse(monitor: Monitor, command: str, arguments: dict[str, Any]) -> str | None:
@@ -74,11 +103,13 @@ async def _detach_device(monitor: Monitor, block: dict[str, Any], n: int, taken:
     while (empty := f"{PLACEHOLDER}{n}") in taken:
         n += 1
     taken.add(empty)
-    await monitor.execute(
-        "blockdev-add", {"driver": "null-co", "node-name": empty, "read-zeroes": True, "size": 0}
-    )
     target = {"path": _qom_path(qdev), "property": "drive"}
-    why = await _may_refuse(monitor, "qom-set", {**target, "value": empty})
+    add = {"driver": "null-co", "node-name": empty, "read-zeroes": True, "size": 0}
+    why: str | None
+    _, why = await together(
+        monitor.execute("blockdev-add", add),
+        _may_refuse(monitor, "qom-set", {**target, "value": empty}),
+    )
     if why and "ontext" in why:
         # The device's node lives in an I/O thread: the empty one has to, too.
         for thread in answer(await monitor.execute("query-iothreads"), list, "query-iothreads"):
@@ -92,42 +123,39 @@ async def _detach_device(monitor: Monitor, block: dict[str, Any], n: int, taken:
     return why
 
 
-async def _nodes(monitor: Monitor) -> list[dict[str, Any]]:
-    """Nodes that stand for something outside QEMU, or may."""
-    reply = answer(
-        await monitor.execute("query-named-block-nodes", {"flat": True}), list, "query-named-block-nodes"
-    )
-    return [n for n in reply if not str(n["node-name"]).startswith(PLACEHOLDER)]
-
-
 async def _detach(monitor: Monitor) -> list[str]:
-    """Detaches and deletes; what is in the way, for people."""
-    reasons = []
-    blocks = answer(await monitor.execute("query-block"), list, "query-block")
-    every = answer(
-        await monitor.execute("query-named-block-nodes", {"flat": True}), list, "query-named-block-nodes"
-    )
-    taken = {str(node["node-name"]) for node in every}
+    """Detaches and deletes; what is in the way, for people.
+
+    All of it is told QEMU at once, which does it in that order: the guest waits for nobody's answers.
+    """
+    blocks, nodes = await _look(monitor)
+    left = _theirs(nodes)
+    taken = {str(node["node-name"]) for node in nodes}
+    held = {}
     for n, block in enumerate(blocks):
         node = block.get("inserted", {}).get("node-name")
-        if node is None or str(node).startswith(PLACEHOLDER):
-            continue
-        if why := await _detach_device(monitor, block, n, taken):
-            reasons.append(f"{block.get('device') or block.get('qdev') or node}: {why}")
-    # A node may be deleted when nothing stands on it: from the top down.
-    left = await _nodes(monitor)
-    while left:
+        if node is not None and not str(node).startswith(PLACEHOLDER):
+            held[n] = str(block.get("device") or block.get("qdev") or node)
+    devices = [_detach_device(monitor, blocks[n], n, taken) for n in held]
+    whys: list[str | None] = []
+    while left or devices:
         before = len(left)
-        whys = [
-            await _may_refuse(monitor, "blockdev-del", {"node-name": node["node-name"]})
-            for node in left
-            if not str(node["node-name"]).startswith("#")
-        ]
-        left = await _nodes(monitor)
-        if len(left) >= before:
-            reasons += [why for why in whys if why] or [f"{node['node-name']} stays" for node in left]
-            break
-    return reasons
+        # A node may be deleted when nothing stands on it: from the top down.
+        named = [str(node["node-name"]) for node in left if not str(node["node-name"]).startswith("#")]
+        *said, nodes = await together(
+            *devices,
+            *(_may_refuse(monitor, "blockdev-del", {"node-name": name}) for name in named),
+            monitor.execute("query-named-block-nodes", {"flat": True}),
+        )
+        left = _theirs(nodes)
+        if devices:
+            # Some may have been detached only after an answer, and their nodes been asked for too early.
+            whys, devices = said[: len(devices)], []
+        elif len(left) >= before:
+            return [f"{name}: {why}" for name, why in zip(held.values(), whys, strict=True) if why] + (
+                [why for why in said if why] or [f"{node['node-name']} stays" for node in left]
+            )
+    return [f"{name}: {why}" for name, why in zip(held.values(), whys, strict=True) if why]
 
 
 async def _inactivate(monitor: Monitor, poisoned: bool) -> str:
@@ -167,7 +195,6 @@ def still_held(process: Process, images: frozenset[str]) -> list[Held]:
 
 async def release(monitor: Monitor, process: Process, images: frozenset[str], *, poisoned: bool) -> Released:
     """The guest must be stopped. Fault, MonitorError. Verified from outside QEMU."""
-    await _quiesce(monitor)
     try:
         reasons = await _detach(monitor)
     except Refused as error:

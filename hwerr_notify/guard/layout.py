@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .errors import MonitorError
-from .monitor import Monitor, hmp
+from .monitor import Monitor, hmp, together
 
 __all__ = ["Range", "Registers", "parse_registers", "ranges"]
 
@@ -27,25 +27,31 @@ class Range:
     hva: int
 
 
-async def ranges(monitor: Monitor) -> tuple[Range, ...]:
-    """The guest's RAM and ROM, by guest-physical address. MonitorError."""
-    text = await hmp(monitor, "info mtree -f")
+async def ranges(monitor: Monitor, before: tuple[Range, ...] = ()) -> tuple[Range, ...]:
+    """The guest's RAM and ROM, by guest-physical address. MonitorError.
+
+    `before` is what was found earlier: if the layout is the same, this is one round trip.
+    """
+    text, *said = await together(
+        hmp(monitor, "info mtree -f"), *(hmp(monitor, f"gpa2hva {r.gpa:#x}") for r in before)
+    )
+    at = {r.gpa: answer for r, answer in zip(before, said, strict=True)}
     views = text.split("FlatView #")
     view = next((v for v in views if re.search(r'^ AS "memory"', v, re.M)), None)
     if view is None:
         raise MonitorError("QEMU shows no memory of the guest")
-    # Pieces of one region are at the same distance from its beginning: ask once.
+    pieces = [(int(m[1], 16), int(m[2], 16), m[4], int(m[5] or "0", 16)) for m in _RANGE.finditer(view)]
+    # Pieces of one region are at the same distance from its beginning: one tells of all.
+    first = {name: (gpa, offset) for gpa, _, name, offset in reversed(pieces)}
+    ask = [gpa for gpa, _ in first.values() if gpa not in at]
+    at |= dict(zip(ask, await together(*(hmp(monitor, f"gpa2hva {gpa:#x}") for gpa in ask)), strict=True))
     bases: dict[str, int] = {}
-    found = []
-    for match in _RANGE.finditer(view):
-        gpa, end, name, offset = int(match[1], 16), int(match[2], 16), match[4], int(match[5] or "0", 16)
-        if name not in bases:
-            said = await hmp(monitor, f"gpa2hva {gpa:#x}")
-            at = re.search(r"is (?:at )?0x([0-9a-f]+)\s*$", said)
-            if at is None:
-                continue
-            bases[name] = int(at[1], 16) - offset
-        found.append(Range(gpa, end - gpa + 1, bases[name] + offset))
+    for name, (gpa, offset) in first.items():
+        if found_at := re.search(r"is (?:at )?0x([0-9a-f]+)\s*$", at[gpa]):
+            bases[name] = int(found_at[1], 16) - offset
+    found = [
+        Range(gpa, end - gpa + 1, bases[name] + offset) for gpa, end, name, offset in pieces if name in bases
+    ]
     if not found:
         raise MonitorError("QEMU shows no memory of the guest")
     return tuple(sorted(found, key=lambda r: r.gpa))

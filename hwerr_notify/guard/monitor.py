@@ -13,7 +13,7 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,7 +22,7 @@ from qemu.qmp.protocol import Runstate, StateError
 
 from .errors import MonitorError, NobodyListensError, Refused
 
-__all__ = ["EventHandler", "Monitor", "QmpMonitor", "answer"]
+__all__ = ["EventHandler", "Monitor", "QmpMonitor", "answer", "hmp", "together"]
 
 EventHandler = Callable[[dict[str, Any]], None]
 
@@ -66,6 +66,17 @@ async def hmp(monitor: Monitor, line: str, *, limit: float = DEFAULT_LIMIT) -> s
     """What the human monitor prints for `line`."""
     reply = await monitor.execute("human-monitor-command", {"command-line": line}, limit=limit)
     return str(answer(reply, str, line)).replace("\r\n", "\n")
+
+
+async def together(*jobs: Coroutine[Any, Any, Any]) -> list[Any]:
+    """What they return. Commands go out one behind the other, in this order, so that one round trip is
+    paid for all; QEMU does them in that order, too. The first failure is raised and ends the others."""
+    tasks = [asyncio.ensure_future(job) for job in jobs]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 class QmpMonitor:
@@ -145,6 +156,7 @@ class QmpMonitor:
         except TimeoutError:
             raise MonitorError(f"QEMU did not answer {command} within {limit:g} s") from None
         except (ExecInterruptedError, StateError, QMPError, OSError) as error:
+            self.closed.set()
             raise MonitorError(f"QEMU's monitor went away during {command} ({error})") from None
 
     async def aclose(self) -> None:

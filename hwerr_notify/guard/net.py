@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import Fault, Refused
-from .monitor import Monitor, hmp
+from .monitor import Monitor, hmp, together
 from .process import Process
 
 __all__ = ["backends", "release_backends", "release_taps", "stop_dma"]
@@ -29,17 +29,20 @@ def backends(text: str) -> list[str]:
 
 async def release_backends(monitor: Monitor) -> list[str]:
     """Removes every network backend; the names of those that were removed now. Fault."""
-    removed = []
-    for name in backends(await hmp(monitor, "info network")):
-        try:
-            await monitor.execute("netdev_del", {"id": name})
-            removed.append(name)
-        except Refused as error:
-            # Listed with its NIC until the NIC goes, and not found once it is closed.
-            if error.kind == "DeviceNotFound" or "not found" in str(error):
-                continue
-            raise Fault(f"network backend {name}: {error}") from None
-    return removed
+    names = backends(await hmp(monitor, "info network"))
+    gone = await together(*(_release_backend(monitor, name) for name in names))
+    return [name for name, now in zip(names, gone, strict=True) if now]
+
+
+async def _release_backend(monitor: Monitor, name: str) -> bool:
+    try:
+        await monitor.execute("netdev_del", {"id": name})
+    except Refused as error:
+        # Listed with its NIC until the NIC goes, and not found once it is closed.
+        if error.kind == "DeviceNotFound" or "not found" in str(error):
+            return False
+        raise Fault(f"network backend {name}: {error}") from None
+    return True
 
 
 def _release_taps(names: list[str]) -> list[str]:

@@ -99,6 +99,10 @@ class Process:
         """A zombie is not."""
         return self.pidfd >= 0 and not _ended(self.pidfd)
 
+    def ends(self, limit: float) -> bool:
+        """Blocks until it has ended, at most `limit` seconds; whether it has."""
+        return self.pidfd < 0 or _ended(self.pidfd, limit)
+
     def close(self) -> None:
         """Lets it go; the process itself is not touched."""
         if self.pidfd >= 0:
@@ -152,8 +156,8 @@ class Process:
             found.append(Thread(tid, in_guest, words[:1] == ["running"]))
         return found
 
-    def files(self) -> list[Held]:
-        """Open regular files and block devices, memory files left out."""
+    def _open_files(self) -> list[tuple[str, str]]:
+        """(number, target) of what it has open, but for what has no name: sockets, pipes, KVM's own."""
         found = []
         try:
             names = os.listdir(self._path("fd"))
@@ -161,13 +165,24 @@ class Process:
             return []
         for name in names:
             try:
-                path = os.readlink(self._path("fd", name))
-                status = os.stat(self._path("fd", name))
-                info = self._path("fdinfo", name).read_text("ascii", "replace")
+                target = os.readlink(self._path("fd", name))
             except FileNotFoundError:
                 continue
-            block = stat.S_ISBLK(status.st_mode)
-            if not block and not stat.S_ISREG(status.st_mode):
+            if target.startswith("/"):
+                found.append((name, target))
+        return found
+
+    def files(self) -> list[Held]:
+        """Open regular files and block devices, memory files left out."""
+        found = []
+        for name, path in self._open_files():
+            try:
+                status = os.stat(self._path("fd", name))
+                block = stat.S_ISBLK(status.st_mode)
+                if not block and not stat.S_ISREG(status.st_mode):
+                    continue
+                info = self._path("fdinfo", name).read_text("ascii", "replace")
+            except FileNotFoundError:
                 continue
             flags = re.search(r"^flags:\s*([0-7]+)", info, re.M)
             mode = int(flags[1], 8) & os.O_ACCMODE if flags else os.O_RDONLY
@@ -182,16 +197,12 @@ class Process:
     def taps(self) -> list[str]:
         """Names of the tap interfaces it has open (drivers/net/tun.c, tun_chr_show_fdinfo)."""
         names = set()
-        try:
-            infos = list(self._path("fdinfo").iterdir())
-        except FileNotFoundError:
-            return []
-        for info in infos:
+        for name, _ in self._open_files():
             try:
-                match = re.search(r"^iff:\s*(\S+)", info.read_text("ascii", "replace"), re.M)
+                info = self._path("fdinfo", name).read_text("ascii", "replace")
             except FileNotFoundError:
                 continue
-            if match:
+            if match := re.search(r"^iff:[ \t]*(\S+)", info, re.M):
                 names.add(match[1])
         return sorted(names)
 
@@ -238,7 +249,7 @@ def read_start(pid: int) -> int | None:
     return int(fields[19])
 
 
-def _ended(pidfd: int) -> bool:
+def _ended(pidfd: int, limit: float = 0.0) -> bool:
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(0))
+    return bool(poll.poll(limit * 1000))

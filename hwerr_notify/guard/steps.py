@@ -19,6 +19,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +27,7 @@ from . import disks, layout, net
 from .dump import Dumped, write_core
 from .errors import Fault, GuardError, MonitorError
 from .kernel import KernelGuard
+from .monitor import Monitor, together
 from .policy import Policy
 from .seal import Sealer
 from .store import FREEZING, Incident, Step, Store, write_durably
@@ -37,6 +39,9 @@ ReleaseHooks = Callable[[Vm, Incident], Any]
 
 # Between two looks at what no event tells, seconds.
 _LOOK_AGAIN = 0.001
+
+# How long after its monitor a process that is killed may last, seconds.
+_ENDS_WITHIN = 1.0
 
 # A monitor that answers nonsense ends in one of these.
 _NONSENSE = (KeyError, TypeError, ValueError, AttributeError, IndexError)
@@ -73,7 +78,12 @@ class Steps:
         return incident
 
     async def freeze(self, vm: Vm, incident: Incident) -> Incident:
-        """From where the incident is, to FROZEN, failed or gone. Never raises for what a step meets."""
+        """From where the incident is, to FROZEN, failed or gone. Never raises for what a step meets.
+
+        That it has begun is saved while the guest is being stopped: if the daemon is killed before
+        that is on disk, the kernel and QEMU still know that the guest was stopped, and why.
+        """
+        begun = asyncio.ensure_future(self.save(incident))
         steps = {"stop": self._stop, "record": self._record, "release": self._release, "seal": self._seal}
         failed = False
         for name in FREEZING:
@@ -95,9 +105,14 @@ class Steps:
                 incident = incident.with_step(name, step)
             failed = failed or step.state == "failed"
             fault_point(f"inside-{name}")
+            if name == FREEZING[0]:
+                # A disk that does not take it will not take the next, either, and that is told.
+                with suppress(Fault):
+                    await begun
+                fault_point("begun")
             if name != FREEZING[-1]:
                 incident, failed = await self._keep_going(vm, incident, name, failed)
-            if not vm.process.alive():
+            if await self._has_ended(vm, failed):
                 return await self._gone(incident)
         if not failed:
             try:
@@ -124,6 +139,12 @@ class Steps:
             seal = replace(incident.steps["seal"], state="failed", detail=str(error))
             return await self._save_anyway(replace(incident.with_step("seal", seal), state="failed"))
         return incident
+
+    @staticmethod
+    async def _has_ended(vm: Vm, failed: bool) -> bool:
+        """Whether QEMU has. A process that is killed closes its monitor a moment before it has ended."""
+        lost = failed and vm.monitor is not None and vm.monitor.closed.is_set()
+        return await asyncio.to_thread(vm.process.ends, _ENDS_WITHIN) if lost else not vm.process.alive()
 
     @staticmethod
     def _failed(began: int, why: str) -> Step:
@@ -186,8 +207,8 @@ class Steps:
             while await vm.status() == "running":
                 await vm.changed.wait()
                 vm.changed.clear()
-        await monitor.execute("stop")
-        status = await vm.status()
+        status: str
+        _, status = await together(monitor.execute("stop"), vm.status())
         if status in ("running", "inmigrate"):
             raise Fault(f"QEMU was told to stop and says {status}")
         return status
@@ -209,20 +230,24 @@ class Steps:
 
     async def _record(self, vm: Vm, incident: Incident, began: int) -> Step:
         monitor = vm.need_monitor()
-        vm.machine = await look(monitor, vm.process, vm.machine)
-        said = await describe(monitor)
+        vm.machine, said, status, version = await together(
+            look(monitor, vm.process, vm.machine),
+            describe(monitor),
+            vm.status(),
+            monitor.execute("query-version"),
+        )
         record = {
             "incident": incident.id,
             "cause": incident.cause,
             "events": incident.events,
             "vm": {"name": vm.name, "uuid": vm.uuid, "pid": vm.process.pid, "argv": vm.process.cmdline()},
-            "status": await vm.status(),
-            "version": await monitor.execute("query-version"),
+            "status": status,
+            "version": version,
             "machine": vm.machine.to_json(),
             **said,
         }
         path = self.store.path(incident.id) / "record.json"
-        await asyncio.to_thread(write_durably, path, json.dumps(record, indent=1).encode())
+        await asyncio.to_thread(write_durably, path, json.dumps(record).encode() + b"\n")
         return Step("done", began, time.time_ns(), path.name, {"machine": vm.machine.to_json()})
 
     # -- release -------------------------------------------------------------
@@ -233,14 +258,12 @@ class Steps:
         known = incident.steps["record"].facts.get("machine")
         if known:
             vm.machine = Machine.from_json(known)
-        backends = await net.release_backends(monitor)
-        taps = await net.release_taps(list(vm.machine.taps))
-        fault_point("amid-release")
-        devices = await asyncio.to_thread(net.stop_dma, vm.process)
-        released = await disks.release(
-            monitor, vm.process, frozenset(vm.machine.images), poisoned=bool(incident.poison)
+        (backends, taps), devices, released = await together(
+            self._release_network(vm, monitor),
+            asyncio.to_thread(net.stop_dma, vm.process),
+            disks.release(monitor, vm.process, frozenset(vm.machine.images), poisoned=bool(incident.poison)),
         )
-        await self._network_is_gone(vm)
+        await asyncio.to_thread(self._network_is_gone, vm)
         await self.hooks(vm, incident)
         facts = {"detached": released.detached, "backends": backends, "taps": taps, "devices": devices}
         parts = [f"disks {released.how}"]
@@ -251,8 +274,16 @@ class Steps:
         return Step("done", began, time.time_ns(), "; ".join(parts), facts)
 
     @staticmethod
-    async def _network_is_gone(vm: Vm) -> None:
-        if still := await asyncio.to_thread(vm.process.taps):
+    async def _release_network(vm: Vm, monitor: Monitor) -> tuple[list[str], list[str]]:
+        backends = await net.release_backends(monitor)
+        taps = await net.release_taps(list(vm.machine.taps))
+        fault_point("amid-release")
+        return backends, taps
+
+    @staticmethod
+    def _network_is_gone(vm: Vm) -> None:
+        """Fault if not. In a thread, as all looks at the process."""
+        if still := vm.process.taps():
             raise Fault(f"QEMU says its network is gone, and holds {', '.join(still)}")
         for tap in vm.machine.taps:
             state = net.tap_state(tap)
@@ -272,6 +303,8 @@ class Steps:
             whole=vm.policy.freeze_process or not detached,
             limit=self.policy.limits["seal"],
         )
+        # Somebody may have let it go on before the seal, which a vCPU meets when it leaves the guest.
+        self.kernel.stop(vm.process)
         facts = {"weaker": sealed.weaker, "process": sealed.process}
         return Step("weaker" if sealed.weaker else "done", began, time.time_ns(), sealed.how, facts)
 
@@ -282,11 +315,13 @@ class Steps:
         if not self.sealer.holds(vm.process, incident.steps["seal"].facts):
             raise Fault("the seal is not in force any more")
         await self._out_of_guest(vm)
-        detached = bool(incident.steps["release"].facts.get("detached"))
-        held = await asyncio.to_thread(disks.still_held, vm.process, frozenset(vm.machine.images))
+        await asyncio.to_thread(self._released, vm, bool(incident.steps["release"].facts.get("detached")))
+
+    def _released(self, vm: Vm, detached: bool) -> None:
+        held = disks.still_held(vm.process, frozenset(vm.machine.images))
         if any(h.locked or detached for h in held):
             raise Fault(f"QEMU has taken back {', '.join(h.path for h in held)}")
-        await self._network_is_gone(vm)
+        self._network_is_gone(vm)
 
     # -- keep ----------------------------------------------------------------
 

@@ -14,7 +14,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -30,6 +30,11 @@ FREEZING = STEPS[:4]
 
 State = Literal["freezing", "frozen", "failed", "gone", "cleared"]
 FINAL: frozenset[str] = frozenset({"gone", "cleared"})
+
+
+def _fields(of: Any) -> dict[str, Any]:
+    """As dataclasses.asdict(), without a copy of all that is below."""
+    return {name: getattr(of, name) for name in of.__slots__}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +85,9 @@ class Incident:
         return replace(self, steps={**self.steps, name: step})
 
     def to_json(self) -> dict[str, Any]:
-        """For json.dumps(); the form of incident.json."""
-        return {"format": FORMAT, **asdict(self)}
+        """For json.dumps(), not to be changed; the form of incident.json."""
+        steps = {name: _fields(step) for name, step in self.steps.items()}
+        return {"format": FORMAT, **_fields(self), "steps": steps}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
@@ -139,7 +145,7 @@ class Store:
 
         try:
             self.incidents.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._lock_fd = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._lock_fd = os.open(self.root / "lock", os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise GuardError(f"another hwerr-guard runs on {self.root}") from None
@@ -173,7 +179,8 @@ class Store:
         if not home.is_dir():
             home.mkdir(mode=0o700)
             fsync_directory(self.incidents)
-        write_durably(home / "incident.json", json.dumps(incident.to_json(), indent=1).encode())
+        # On one line: json indents in Python, and the guest waits.
+        write_durably(home / "incident.json", json.dumps(incident.to_json()).encode() + b"\n")
 
     def load(self, incident_id: str) -> Incident:
         """GuardError if there is none, or it cannot be read."""

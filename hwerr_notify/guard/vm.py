@@ -10,7 +10,7 @@ from typing import Any
 
 from . import disks, layout
 from .errors import MonitorError, Refused
-from .monitor import Monitor, answer, hmp
+from .monitor import Monitor, answer, hmp, together
 from .policy import VmPolicy
 from .process import Process
 
@@ -49,22 +49,26 @@ class Machine:
 
 async def look(monitor: Monitor, process: Process, before: Machine | None = None) -> Machine:
     """Asks QEMU and the kernel. What `before` knew of disks and taps stays known. MonitorError."""
-    cpus = answer(await monitor.execute("query-cpus-fast"), list, "query-cpus-fast")
-    nodes = answer(
-        await monitor.execute("query-named-block-nodes", {"flat": True}), list, "query-named-block-nodes"
+    said_cpus, said_nodes, ranges, (seen_taps, kvm) = await together(
+        monitor.execute("query-cpus-fast"),
+        monitor.execute("query-named-block-nodes", {"flat": True}),
+        layout.ranges(monitor, before.ranges if before else ()),
+        asyncio.to_thread(lambda: (process.taps(), process.has_kvm())),
     )
+    cpus = answer(said_cpus, list, "query-cpus-fast")
+    nodes = answer(said_nodes, list, "query-named-block-nodes")
     try:
         tids = tuple(sorted(int(cpu["thread-id"]) for cpu in cpus))
         images = disks.image_paths(nodes)
     except (KeyError, TypeError, ValueError) as error:
         raise MonitorError(f"QEMU's answers make no sense ({error!r})") from None
-    taps = set(await asyncio.to_thread(process.taps))
+    taps = set(seen_taps)
     return Machine(
-        kvm=await asyncio.to_thread(process.has_kvm),
+        kvm=kvm,
         tids=tids,
         images=tuple(sorted(images | set(before.images if before else ()))),
         taps=tuple(sorted(taps | set(before.taps if before else ()))),
-        ranges=await layout.ranges(monitor),
+        ranges=ranges,
     )
 
 
@@ -118,8 +122,6 @@ async def identity(monitor: Monitor) -> tuple[str | None, str | None]:
 
 async def describe(monitor: Monitor) -> dict[str, str]:
     """Registers and a summary of devices, as QEMU prints them."""
-    return {
-        "registers": await hmp(monitor, "info registers -a"),
-        "network": await hmp(monitor, "info network"),
-        "block": await hmp(monitor, "info block"),
-    }
+    lines = {"registers": "info registers -a", "network": "info network", "block": "info block"}
+    said = await together(*(hmp(monitor, line) for line in lines.values()))
+    return dict(zip(lines, said, strict=True))
