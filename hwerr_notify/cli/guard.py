@@ -143,7 +143,9 @@ def do_run(policy: policies.Policy, args: argparse.Namespace) -> int:
         form = "%(asctime)s " + form
     logging.basicConfig(level=logging.INFO, format=form, stream=sys.stderr)
     asyncio.run(Guard(policy, args.device).run())
-    return EXIT_OK
+    # All that matters is on disk; a thread that hangs would be waited for.
+    logging.shutdown()
+    os._exit(EXIT_OK)
 
 
 def do_check(policy: policies.Policy, args: argparse.Namespace) -> int:

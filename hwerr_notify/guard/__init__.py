@@ -6,4 +6,5 @@ process    a QEMU as the kernel sees it    monitor    a QEMU as its monitor sees
 steps      stop, record, release, seal, tell, keep
 disks, net, seal, dump, tell               what the steps do
 vm, daemon, control, front, metrics        the service around them
+threads    for what blocks and may not come back
 """

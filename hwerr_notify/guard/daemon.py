@@ -39,6 +39,7 @@ from .seal import Sealer
 from .steps import Steps, fault_point
 from .store import Incident, Step, Store
 from .tell import Teller
+from .threads import Threads
 from .vm import Machine, Vm, identity, look
 
 __all__ = ["Guard"]
@@ -53,6 +54,10 @@ _LISTENS_WITHIN = 5.0
 
 # How long the first try at all monitors may hold up the start, seconds.
 _FIRST_TRY = 5.0
+
+# Threads for what blocks, made as they are needed. One that looks at a file on a dead server, or writes to
+# a disk that does not answer, does not come back: others must be left.
+_THREADS = 64
 
 # Events that a subscriber may be behind with before it is cut off.
 _BACKLOG = 1024
@@ -70,6 +75,7 @@ class Guard:
         self.metrics = Metrics(self)
         self.corrected = decide.Corrected()
         self.device: hwerr.Device | None = None
+        self._events: hwerr.Device | None = None
         self.kernel = KernelGuard(None)
         self.steps = Steps(policy, self.store, self.kernel, self.sealer, self._release_hooks)
         self.vms: dict[tuple[int, int], Vm] = {}
@@ -94,6 +100,7 @@ class Guard:
         watch = DirectoryWatch(self._scan)
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
+        loop.set_default_executor(Threads(_THREADS, "hwerr-guard"))
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
         try:
@@ -121,6 +128,8 @@ class Guard:
             self.device = hwerr.open(self.device_path, names=False)
             if self.device.info().scope != "all":
                 raise GuardError(f"{self.device_path}: not permitted: run as root (CAP_SYS_ADMIN)")
+            # From before any VM is looked at: what comes in between is not missed.
+            self._events = hwerr.open(self.device_path, severity=self._least(), names=False)
         except OSError as error:
             log.warning("%s: %s: no hardware errors will be seen", self.device_path, error.strerror)
             self.device = None
@@ -144,8 +153,9 @@ class Guard:
                 await vm.monitor.aclose()
         self.sealer.close()
         self.store.close()
-        if self.device is not None:
-            self.device.close()
+        for device in (self.device, self._events):
+            if device is not None:
+                device.close()
 
     def spawn(self, job: Any) -> asyncio.Task[Any]:
         """A task that is cancelled at the end, and whose failure is logged."""
@@ -290,12 +300,9 @@ class Guard:
             self._adopt(vm)
         vm.policy = policy
         if vm.incident is None:
+            # First: a monitor that hangs now is no reason not to stop it when it is hit.
+            self._arm(vm)
             vm.machine = await look(monitor, vm.process)
-            severity = policy.freeze_severity
-            if severity is None or policy.freeze_kinds or "hardware" not in policy.freeze_on:
-                vm.armed = "the policy is not one that the kernel could follow"
-            else:
-                vm.armed = self.kernel.arm(vm.process, severity)
         if policy.front and vm.key not in self.fronts:
             front = Front(vm, self.policy.run_dir / "front", self)
             await front.start()
@@ -306,6 +313,16 @@ class Guard:
         if vm.incident is None and status in ("internal-error", "guest-panicked", "io-error"):
             self._found_stopped(vm, status)
         return vm
+
+    def _arm(self, vm: Vm) -> None:
+        severity = vm.policy.freeze_severity
+        if severity is None or vm.policy.freeze_kinds or "hardware" not in vm.policy.freeze_on:
+            vm.armed = "the policy is not one that the kernel could follow"
+            # An earlier run may have had another policy; what its guard did already is still acted upon.
+            if self.kernel.stopped_ns(vm.process) is None:
+                self.kernel.disarm(vm.process)
+        else:
+            vm.armed = self.kernel.arm(vm.process, severity)
 
     def _adopt(self, vm: Vm) -> None:
         self.vms[vm.key] = vm
@@ -367,21 +384,30 @@ class Guard:
     def _stopped_while_away(self, vm: Vm) -> None:
         """The kernel's guard may have stopped it while nobody read the file."""
         if vm.incident is None and (at := self.kernel.stopped_ns(vm.process)) is not None:
-            cause = self._find_record(vm) or {
-                "message": "the kernel's guard stopped it; the record is not held"
-            }
-            self.begin(vm, {**cause, "layer": "hardware", "stopped": True, "stopped_mono_ns": at})
+            hits = self._records(vm)
+            stopped = [e for e in hits if any(g.stopped for g in e.guests)] or hits
+            cause = (
+                stopped[-1].to_json()
+                if stopped
+                else {"message": "the kernel's guard stopped it; the record is not held"}
+            )
+            pages = tuple(page for e in hits for page in self._poison(vm, e))
+            self.begin(vm, {**cause, "layer": "hardware", "stopped": True, "stopped_mono_ns": at}, pages)
 
-    def _find_record(self, vm: Vm) -> dict[str, Any] | None:
+    def _records(self, vm: Vm) -> list[Event]:
+        """What the kernel still holds of errors that hit the VM, oldest first."""
         try:
             with hwerr.open(self.device_path, pid=vm.process.pid, since="boot", names=False) as device:
-                hits = [
+                return [
                     e for e in device.drain() if any(vm.process.is_of(g.pid, g.start_ns) for g in e.guests)
                 ]
         except OSError:
-            return None
-        stopped = [e for e in hits if any(g.stopped for g in e.guests)] or hits
-        return stopped[-1].to_json() if stopped else None
+            return []
+
+    @staticmethod
+    def _poison(vm: Vm, event: Event) -> list[tuple[int, int, int]]:
+        found = [decide.poisoned(event, g) for g in event.guests if vm.process.is_of(g.pid, g.start_ns)]
+        return [page for page in found if page is not None]
 
     # -- events ----------------------------------------------------------------------
 
@@ -394,16 +420,15 @@ class Guard:
         return least
 
     async def _read_events(self) -> None:
-        if self.device is None:
+        if self._events is None:
             return
-        with hwerr.open(self.device_path, severity=self._least(), names=False) as device:
-            async for event in Watch(device):
-                self.lost += event.lost
-                self.metrics.count(event)
-                try:
-                    self._event(event)
-                except Exception:
-                    log.exception("record %d", event.seq)
+        async for event in Watch(self._events):
+            self.lost += event.lost
+            self.metrics.count(event)
+            try:
+                self._event(event)
+            except Exception:
+                log.exception("record %d", event.seq)
 
     def _event(self, event: Event) -> None:
         seen: set[tuple[int, int]] = set()
@@ -426,11 +451,8 @@ class Guard:
             if front := self.fronts.get(vm.key):
                 front.hardware_error(event)
             if what == "freeze":
-                pages = [p for g in event.guests if vm.process.is_of(g.pid, g.start_ns)
-                         if (p := decide.poisoned(event, g))]  # fmt: skip
-                self.begin(
-                    vm, {**form, "layer": decide.layer_of(event), "stopped": guest.stopped}, tuple(pages)
-                )
+                cause = {**form, "layer": decide.layer_of(event), "stopped": guest.stopped}
+                self.begin(vm, cause, tuple(self._poison(vm, event)))
             else:
                 self.spawn(self._tell("error", vm, None, error=form))
 
@@ -535,13 +557,7 @@ class Guard:
         """All that is left to do for an incident."""
         if incident.state in ("freezing", "failed"):
             fault_point("begin")
-            try:
-                incident = await self.steps.save(replace(incident, state="freezing"))
-            except Fault as error:
-                now = time.time_ns()
-                incident = incident.with_step("record", Step("failed", now, now, str(error)))
-            fault_point("begun")
-            incident = await self.steps.freeze(vm, incident)
+            incident = await self.steps.freeze(vm, replace(incident, state="freezing"))
         elif incident.state == "frozen":
             incident = await self.steps.confirm(vm, incident)
         self.incidents[incident.id] = incident = self._merged(incident)

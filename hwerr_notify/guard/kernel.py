@@ -8,6 +8,7 @@ here then says so and does nothing.
 from __future__ import annotations
 
 import errno
+from contextlib import suppress
 
 from ..device import Device
 from ..enums import Severity
@@ -46,6 +47,12 @@ class KernelGuard:
                 return "it does not run under KVM"
             return error.strerror or str(error)
         return None
+
+    def disarm(self, process: Process) -> None:
+        """Not an error if it was not armed."""
+        if self._device is not None:
+            with suppress(OSError):
+                self._device.unguard(process.pidfd)
 
     def stop(self, process: Process) -> Stop | str:
         """Stops every KVM guest of the process now; why not, if not."""

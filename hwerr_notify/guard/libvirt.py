@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ..names import qemu_identity
 from .errors import GuardError, MonitorError, Refused
 from .monitor import DEFAULT_LIMIT
+from .threads import Threads
 
 if TYPE_CHECKING:
     from .daemon import Guard
@@ -29,6 +30,9 @@ log = logging.getLogger("hwerr-guard")
 # What QEMU's monitor says that libvirt passes on to who asks for it.
 _EVENTS = ("STOP", "RESUME", "GUEST_PANICKED", "BLOCK_IO_ERROR", "RESET", "SHUTDOWN")
 _RETRY = 10.0
+
+# Of its own, so that a libvirtd that hangs takes none from those who look and save.
+_threads = Threads(32, "libvirt-call")
 
 
 class LibvirtMonitor:
@@ -51,9 +55,12 @@ class LibvirtMonitor:
         import libvirt_qemu  # type: ignore[import-not-found, unused-ignore]
 
         message = json.dumps({"execute": command, **({"arguments": arguments} if arguments else {})})
+        loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(limit):
-                text = await asyncio.to_thread(libvirt_qemu.qemuMonitorCommand, self._domain, message, 0)
+                text = await loop.run_in_executor(
+                    _threads, libvirt_qemu.qemuMonitorCommand, self._domain, message, 0
+                )
         except TimeoutError:
             raise MonitorError(f"libvirt did not answer {command} within {limit:g} s") from None
         except libvirt.libvirtError as error:
@@ -100,7 +107,8 @@ class Libvirt:
 
     def close(self) -> None:
         if self._connection is not None:
-            self._connection.close()
+            # It says good-bye to libvirtd, and waits for the answer.
+            _threads.submit(self._connection.close)
             self._connection = None
 
     async def run(self) -> None:
@@ -113,7 +121,7 @@ class Libvirt:
         while True:
             lost = asyncio.Event()
             try:
-                self._connection = await asyncio.to_thread(libvirt.open, self.uri)
+                self._connection = await self._loop.run_in_executor(_threads, libvirt.open, self.uri)
                 self.guard.unreachable.pop(self.uri, None)
                 await self._serve(libvirt, lost)
             except libvirt.libvirtError as error:
@@ -159,7 +167,7 @@ class Libvirt:
         for name in _EVENTS:
             libvirt_qemu.qemuMonitorEventRegister(connection, None, name, on_qemu, None)
         flags = libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE
-        for domain in await asyncio.to_thread(connection.listAllDomains, flags):
+        for domain in await self._loop.run_in_executor(_threads, connection.listAllDomains, flags):
             await self._add(domain)
         self.tried.set()
         await lost.wait()
