@@ -39,7 +39,9 @@ def decide(event: Event, guest: Guest, policy: VmPolicy) -> Literal["freeze", "t
             and (not event.software or event.source == Source.SIGBUS)
         )
     else:
-        freeze = layer in policy.freeze_on and event.severity >= Severity.RECOVERABLE
+        # A request that failed on the host may be tried again, or reported to a guest that can live with it.
+        # QEMU knows: where it does not go on (werror=stop, rerror=stop) it says so, and of_qmp() hears it.
+        freeze = layer in policy.freeze_on and layer != "block" and event.severity >= Severity.RECOVERABLE
     if freeze:
         return "freeze"
     return "tell" if event.severity >= policy.tell_severity else None

@@ -44,6 +44,7 @@ def event(severity: Severity, source: Source = Source.MCE, flags: Flags = NO_FLA
         (S.RECOVERABLE, Source.KVM, {"freeze_severity": None}, "freeze"),
         (S.RECOVERABLE, Source.PANIC, {"freeze_on": frozenset({"kvm"})}, "tell"),
         (S.INFO, Source.BLOCK, {}, None),
+        (S.RECOVERABLE, Source.BLOCK, {}, "tell"),
     ],
 )
 def test_decisions(severity: Severity, source: Source, policy: dict[str, Any], expected: str | None) -> None:
