@@ -154,6 +154,9 @@ def test_it_answers_though_systemd_hangs(agent: Agent) -> None:
     argv = [sys.executable, "-c", "import sys; sys.stdin.read()", "-name", "guest=web1,debug-threads=on"]
     with subprocess.Popen(argv, stdin=subprocess.PIPE) as process:
         assert agent("monitor")[0] == SUCCESS
+        # A name is no pattern, nor a part of one.
+        for other in ("web.", "web", "guest=web1"):
+            assert agent("monitor", OCF_RESKEY_name=other)[0] == NOT_RUNNING
         assert process.stdin
         process.stdin.close()
     assert time.monotonic() - began < 30
