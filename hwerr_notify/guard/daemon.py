@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from .. import device as hwerr
+from .. import message as message  # what an event needs is loaded before one comes
 from ..aio import Watch
 from ..enums import Severity
 from ..event import Event
 from ..jsonform import boot_id
-from . import decide
+from . import decide, net
 from .control import Control
 from .errors import Fault, GuardError, MonitorError, NobodyListensError
 from .front import Front
@@ -303,6 +304,8 @@ class Guard:
             # First: a monitor that hangs now is no reason not to stop it when it is hit.
             self._arm(vm)
             vm.machine = await look(monitor, vm.process)
+            if vm.machine.taps:
+                await asyncio.to_thread(net.get_ready)
         if policy.front and vm.key not in self.fronts:
             front = Front(vm, self.policy.run_dir / "front", self)
             await front.start()

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +18,22 @@ from .errors import Fault, Refused
 from .monitor import Monitor, hmp, together
 from .process import Process
 
-__all__ = ["backends", "release_backends", "release_taps", "stop_dma"]
+__all__ = ["backends", "get_ready", "release_backends", "release_taps", "stop_dma"]
 
 # PCI Local Bus 3.0, 6.2.2: Command register, Bus Master bit.
 _PCI_COMMAND, _PCI_MASTER = 4, 1 << 2
+_BACKEND = re.compile(r"^(?: \\ )?(\S+): index=\d+,type=(?!nic\b)", re.M)
+
+
+def get_ready() -> None:
+    """Loads what `release_taps` needs. In good times, because it takes longer than all the rest."""
+    with suppress(ImportError):
+        import_module("pyroute2")
 
 
 def backends(text: str) -> list[str]:
     """Names of host network backends in what `info network` prints: all that is no NIC."""
-    return [m[1] for m in re.finditer(r"^(?: \\ )?(\S+): index=\d+,type=(?!nic\b)", text, re.M)]
+    return [m[1] for m in _BACKEND.finditer(text)]
 
 
 async def release_backends(monitor: Monitor) -> list[str]:

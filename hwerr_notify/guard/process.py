@@ -39,6 +39,8 @@ _LOCK_OF_READING = 100
 _LOCK = re.compile(
     r"^lock:\s*\d+: (?:OFDLCK|POSIX)\s+\S+\s+\S+\s+\S+\s+\S+\s+(\d+)\s+(\d+|EOF)\s*$", re.M
 )
+_FLAGS = re.compile(r"^flags:\s*([0-7]+)", re.M)
+_TAP = re.compile(r"^iff:[ \t]*(\S+)", re.M)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +186,7 @@ class Process:
                 info = self._path("fdinfo", name).read_text("ascii", "replace")
             except FileNotFoundError:
                 continue
-            flags = re.search(r"^flags:\s*([0-7]+)", info, re.M)
+            flags = _FLAGS.search(info)
             mode = int(flags[1], 8) & os.O_ACCMODE if flags else os.O_RDONLY
             locked = any(
                 int(start) >= _LOCK_OF_READING and (end == "EOF" or int(end) > _LOCK_OF_READING)
@@ -202,7 +204,7 @@ class Process:
                 info = self._path("fdinfo", name).read_text("ascii", "replace")
             except FileNotFoundError:
                 continue
-            if match := re.search(r"^iff:[ \t]*(\S+)", info, re.M):
+            if match := _TAP.search(info):
                 names.add(match[1])
         return sorted(names)
 

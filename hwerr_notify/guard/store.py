@@ -24,6 +24,9 @@ __all__ = ["FINAL", "STEPS", "Incident", "Step", "Store", "write_durably"]
 
 FORMAT = 1
 
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]*")
+_UNSAFE = re.compile(r"[^A-Za-z0-9_.-]")
+
 # In their order. FROZEN is when the first four are done.
 STEPS = ("stop", "record", "release", "seal", "tell", "keep")
 FREEZING = STEPS[:4]
@@ -162,7 +165,7 @@ class Store:
 
     def path(self, incident_id: str) -> Path:
         """Directory of an incident. GuardError for what cannot be an id."""
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.:-]*", incident_id):
+        if not _ID.fullmatch(incident_id):
             raise GuardError(f"{incident_id!r} is no incident: `hwerr-guard status` lists them")
         return self.incidents / incident_id
 
@@ -170,7 +173,7 @@ class Store:
         """Sorts by time, holds the VM's name as far as a file name can."""
         now = time.time_ns()
         stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(now // 1_000_000_000))
-        safe = re.sub(r"[^A-Za-z0-9_.-]", "_", vm)[:64]
+        safe = _UNSAFE.sub("_", vm)[:64]
         return f"{stamp}.{now // 1_000_000 % 1000:03d}-{safe}"
 
     def save(self, incident: Incident) -> None:
