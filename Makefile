@@ -20,6 +20,7 @@ test-long:	## what takes too long for `make test`: loads under a storm, races, f
 	HWERR_LONG=1 .venv/bin/python scripts/test --no-host --cpus amd --kernels "$(KERNELS)" --timeout 7200 \
 		tests/vm/test_module.py tests/vm/test_races.py tests/vm/test_guard.py tests/vm/test_guard_steps.py \
 		tests/vm/test_guard_libvirt.py
+	HWERR_QEMU=$$(scripts/qemu trixie) .venv/bin/python -m pytest -q -p no:cacheprovider tests/unit/test_guard_release.py
 
 test-debug:	## all VM tests on a kernel that finds faults (KASAN, lockdep, kmemleak, ...)
 	scripts/setup
@@ -39,6 +40,10 @@ bench:		## measure, and put the tables into README.md
 	scripts/setup
 	.venv/bin/python scripts/bench
 
+bench-freeze:	## measure freezing a VM, and put the table into README.md
+	scripts/setup
+	.venv/bin/python scripts/bench --freeze
+
 setup:		## what test and demo need, and nothing else
 	scripts/setup
 
@@ -55,5 +60,5 @@ clean:		## what was built here
 	rm -rf build
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help demo test test-long test-debug test-install check bench setup module install uninstall clean
+.PHONY: help demo test test-long test-debug test-install check bench bench-freeze setup module install uninstall clean
 .DEFAULT_GOAL := help

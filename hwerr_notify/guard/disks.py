@@ -5,7 +5,7 @@ Each device gets an empty node (null-co) in place of its own, and then the real 
 are deleted: files are closed, locks go with them. This is preferred to making nodes
 inactive, because `cont` makes an inactive node active again, with its lock; here
 there is nothing left that it could take. Nor does it read guest memory, as a migration
-to nowhere does, which a poisoned page would kill. It was seen to work on QEMU 7.2.
+to nowhere does, which a poisoned page would kill. It was seen to work on QEMU 7.2 and 10.0.
 
 Where a node cannot be detached, all are made inactive (`blockdev-set-active` from QEMU
 10.0, or a migration to nowhere before, if no page is poisoned). Then the process must be frozen

@@ -10,6 +10,8 @@ The program writes a byte to the debug console, then does what `code` says:
   triple   has an exception and no way to handle it
   panic    says through pvpanic's port that it panicked, then sleeps
   crash    says through it that its crash kernel runs, then sleeps
+  read     reads sector 0x1234 of its first IDE disk, and counts
+  later-X  counts until `Guest.go()`, then does X
 Memory is what `backing` says:
   anon          4 KiB pages of anonymous memory
   thp           transparent huge pages
@@ -59,7 +61,9 @@ BACKINGS = (
     "file",
     "file-private",
 )
-CODES = ("halt", "count", "exit-user", "exit-kernel", "emulate", "triple", "panic", "crash")
+_LATER = ("emulate", "triple", "panic", "crash", "read")
+CODES = ("halt", "count", "exit-user", "exit-kernel", *_LATER, *(f"later-{code}" for code in _LATER))
+_GO_GPA = 0x600
 _DEBUGCON = 0xE9
 _THP = Path("/sys/kernel/mm/transparent_hugepage")
 _HUGE_PAGES = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
@@ -74,6 +78,12 @@ def firmware(code: str) -> bytes:
     program = b"\xb0\x52\xe6" + bytes([_DEBUGCON])  # mov al, 'R'; out 0xe9, al
     program += b"\x31\xc0\x8e\xd8"  # xor ax, ax; mov ds, ax
     halt = b"\xfa\xf4\xeb\xfd"  # cli; 1: hlt; jmp 1b
+    count = b"\x66\xff\x06" + struct.pack("<H", COUNTER_GPA)  # inc dword [COUNTER_GPA]
+    if code.startswith("later-"):
+        code = code.removeprefix("later-")
+        # 1: inc dword [COUNTER_GPA]; cmp byte [GO], 0; je 1b
+        program += count + b"\x80\x3e" + struct.pack("<H", _GO_GPA) + b"\x00\x74"
+        program += (256 - len(count) - 7).to_bytes(1, "little")
     if code == "emulate":
         # mov ax, cs; mov ds, ax; lgdt [GDTR]; mov eax, cr0; or al, 1; mov cr0, eax; jmp 8:NOWHERE
         program += b"\x8c\xc8\x8e\xd8\x66\x0f\x01\x16" + struct.pack("<H", _GDTR)
@@ -87,10 +97,15 @@ def firmware(code: str) -> bytes:
     elif code in ("panic", "crash"):
         # mov dx, 0x505; mov al, n; out dx, al
         program += b"\xba\x05\x05\xb0" + bytes([1 if code == "panic" else 2]) + b"\xee" + halt
+    elif code == "read":
+        # ATA, PIO: registers 0x1f2 ... 0x1f7 are one sector, its number, the drive, READ SECTORS.
+        program += b"\xba\xf2\x01"  # mov dx, 0x1f2
+        for value in (1, 0x34, 0x12, 0, 0xE0, 0x20):
+            program += b"\xb0" + bytes([value]) + b"\xee\x42"  # mov al, value; out dx, al; inc dx
+        program += count + b"\xeb" + (256 - len(count) - 2).to_bytes(1, "little")
     elif code in ("count", "exit-user", "exit-kernel"):
         # 1: inc dword [0x500]; [out 0x80, al; | cpuid;] jmp 1b
-        loop = b"\x66\xff\x06" + struct.pack("<H", COUNTER_GPA)
-        loop += {"count": b"", "exit-user": b"\xe6\x80", "exit-kernel": b"\x0f\xa2"}[code]
+        loop = count + {"count": b"", "exit-user": b"\xe6\x80", "exit-kernel": b"\x0f\xa2"}[code]
         program += loop + b"\xeb" + (256 - len(loop) - 2).to_bytes(1, "little")
     else:
         program += halt
@@ -256,7 +271,8 @@ class Guest:
             case _:
                 memory = f"memory-backend-file,id=ram,mem-path={config.path},{size},{share}"
         return [
-            "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none",
+            os.environ.get("HWERR_QEMU") or "qemu-system-x86_64",
+            "-nodefaults", "-no-user-config", "-display", "none",
             "-name", f"guest={config.name},debug-threads=on", "-uuid", uuid,
             "-machine", f"pc,memory-backend=ram,accel={config.accel}",
             "-cpu", "max" if config.accel == "tcg" else "host",
@@ -359,6 +375,12 @@ class Guest:
     def gpa2hpa(self, gpa: int) -> int:
         """Host-physical address of a guest-physical one, as QEMU says. TestbedError if the page is absent."""
         return self._address(f"gpa2hpa {gpa:#x}", r"is (?:at )?(0x[0-9a-f]+)\s*$")
+
+    def go(self) -> None:
+        """Has a `later-` program do what it waits to do."""
+        with open(f"/proc/{self.pid}/mem", "r+b", buffering=0) as memory:
+            memory.seek(self.gpa2hva(_GO_GPA))
+            memory.write(b"\1")
 
     def mtree(self) -> str:
         """QEMU's flat view of guest memory."""

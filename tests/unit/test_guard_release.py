@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: MIT
+"""Taking disks away from a real QEMU: of this machine, and of another release where HWERR_QEMU names one."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hwerr_notify.guard import disks
+from hwerr_notify.guard.errors import Fault, Refused
+from hwerr_notify.guard.monitor import QmpMonitor
+from hwerr_notify.guard.process import Process
+
+QEMUS = ["qemu-system-x86_64", *filter(None, [os.environ.get("HWERR_QEMU")])]
+
+
+class Refuses(QmpMonitor):
+    """A monitor that does not do one command."""
+
+    refused = "nothing"
+
+    async def execute(self, command: str, arguments: dict[str, Any] | None = None, **more: Any) -> Any:
+        if command == self.refused:
+            raise Refused("GenericError", "not today")
+        return await super().execute(command, arguments, **more)
+
+
+def image(home: Path, name: str, form: str) -> Path:
+    path = home / f"{name}.{form}"
+    subprocess.run(["qemu-img", "create", "-q", "-f", form, str(path), "16M"], check=True)
+    return path
+
+
+def free(path: Path) -> bool:
+    """Whether another QEMU could have the image."""
+    argv = ["qemu-io", "-f", path.suffix[1:], "-c", "write -P 7 0 4096", str(path)]
+    return subprocess.run(argv, capture_output=True, check=False).returncode == 0
+
+
+async def with_qemu(
+    qemu: str, home: Path, options: list[str], job: Callable[[Refuses, Process], Awaitable[None]]
+) -> None:
+    """Starts a guest that has no program, and stops it."""
+    path = home / "qmp"
+    argv = [qemu, "-nodefaults", "-no-user-config", "-display", "none", "-machine", "pc,accel=tcg",
+            "-m", "16M", "-qmp", f"unix:{path},server=on,wait=off", *options]  # fmt: skip
+    child = await asyncio.create_subprocess_exec(*argv, stdin=asyncio.subprocess.DEVNULL)
+    try:
+        while not path.exists():
+            assert child.returncode is None
+            await asyncio.sleep(0.02)
+        monitor = await Refuses.connect(path, lambda _event: None, limit=60)
+        assert isinstance(monitor, Refuses)
+        process = Process.open(child.pid)
+        await monitor.execute("stop")
+        await job(monitor, process)
+        process.close()
+        await monitor.aclose()
+    finally:
+        child.kill()
+        await child.wait()
+
+
+@pytest.mark.parametrize("qemu", QEMUS)
+def test_every_kind_of_disk_is_detached_for_good(qemu: str, tmp_path: Path) -> None:
+    images = {form + kind: image(tmp_path, kind, form) for form, kind in
+              (("qcow2", "thread"), ("qcow2", "legacy"), ("raw", "ide"), ("raw", "scsi"))}  # fmt: skip
+    thread, legacy, ide, scsi = images.values()
+    options = [
+        "-object", "iothread,id=io0",
+        "-blockdev", f"driver=qcow2,node-name=n0,file.driver=file,file.filename={thread}",
+        "-device", "virtio-blk-pci,drive=n0,iothread=io0",
+        "-drive", f"file={legacy},if=none,id=l0,format=qcow2", "-device", "virtio-blk-pci,drive=l0",
+        "-drive", f"file={ide},if=ide,format=raw,index=0",
+        "-device", "virtio-scsi-pci,id=s0",
+        "-blockdev", f"driver=file,node-name=n1,filename={scsi}", "-device", "scsi-hd,drive=n1",
+    ]  # fmt: skip
+
+    async def job(monitor: Refuses, process: Process) -> None:
+        assert not any(map(free, images.values()))
+        paths = frozenset(map(str, images.values()))
+        released = await disks.release(monitor, process, paths, poisoned=True)
+        assert released.detached, released.how
+        for again in range(2):
+            assert all(map(free, images.values()))
+            assert disks.still_held(process, paths) == []
+            # Another reset, another start: it has nothing to take back.
+            await monitor.execute("system_reset")
+            await monitor.execute("cont")
+            if not again:
+                assert (await disks.release(monitor, process, paths, poisoned=True)).detached
+
+    asyncio.run(with_qemu(qemu, tmp_path, options, job))
+
+
+@pytest.mark.parametrize("qemu", QEMUS)
+def test_what_stays_attached_is_made_inactive(qemu: str, tmp_path: Path) -> None:
+    """By the command for it, from QEMU 10.0; before, by migrating. `cont` undoes it, so it is not preferred."""
+    disk = image(tmp_path, "disk", "qcow2")
+    options = ["-blockdev", f"driver=qcow2,node-name=n0,file.driver=file,file.filename={disk}",
+               "-device", "virtio-blk-pci,drive=n0"]  # fmt: skip
+
+    async def job(monitor: Refuses, process: Process) -> None:
+        major = (await monitor.execute("query-version"))["qemu"]["major"]
+        monitor.refused = "qom-set"
+        if major < 10:
+            with pytest.raises(Fault, match="would read the poisoned page"):
+                await disks.release(monitor, process, frozenset({str(disk)}), poisoned=True)
+            assert not free(disk)
+        released = await disks.release(monitor, process, frozenset({str(disk)}), poisoned=major >= 10)
+        assert not released.detached
+        assert ("blockdev-set-active" if major >= 10 else "migrated to nowhere") in released.how
+        assert free(disk)
+        await monitor.execute("cont")
+        assert not free(disk)
+
+    asyncio.run(with_qemu(qemu, tmp_path, options, job))
