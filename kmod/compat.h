@@ -174,52 +174,19 @@ static inline struct task_struct *hwerr_vcpu_task(struct kvm_vcpu *vcpu)
 	(!__builtin_types_compatible_p(typeof(trace_arm_event),			\
 				       void (const struct cper_sec_proc_arm *)))
 
-/* enum mf_action_page_type, which is no ABI, in words; NULL if not known. */
+/* enum mf_action_page_type in words; NULL if not known. */
+#include "mf_types.h"
+
 static inline const char *hwerr_mf_type_name(int type)
 {
+#define HWERR_MF_CASE(name, words)	case name: return words;
 	switch (type) {
-	case MF_MSG_KERNEL:
-		return "reserved kernel page";
-	case MF_MSG_KERNEL_HIGH_ORDER:
-		return "high-order kernel page";
-	case MF_MSG_HUGE:
-		return "huge page";
-	case MF_MSG_FREE_HUGE:
-		return "free huge page";
-	case MF_MSG_UNMAP_FAILED:
-		return "page that could not be unmapped";
-	case MF_MSG_DIRTY_SWAPCACHE:
-		return "dirty page in the swap cache";
-	case MF_MSG_CLEAN_SWAPCACHE:
-		return "clean page in the swap cache";
-	case MF_MSG_DIRTY_MLOCKED_LRU:
-		return "dirty locked page";
-	case MF_MSG_CLEAN_MLOCKED_LRU:
-		return "clean locked page";
-	case MF_MSG_DIRTY_UNEVICTABLE_LRU:
-		return "dirty unevictable page";
-	case MF_MSG_CLEAN_UNEVICTABLE_LRU:
-		return "clean unevictable page";
-	case MF_MSG_DIRTY_LRU:
-		return "dirty page";
-	case MF_MSG_CLEAN_LRU:
-		return "clean page";
-	case MF_MSG_TRUNCATED_LRU:
-		return "truncated page";
-	case MF_MSG_BUDDY:
-		return "free page";
-	case MF_MSG_DAX:
-		return "DAX page";
-	case MF_MSG_UNSPLIT_THP:
-		return "transparent huge page that could not be split";
-	/* 6.11, b8b9488d50b7 ("mm/memory-failure: improve memory failure action_result") */
+	HWERR_MF_TYPES(HWERR_MF_CASE)
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 11, 0)
-	case MF_MSG_GET_HWPOISON:
-		return "page that could not be held";
-	case MF_MSG_ALREADY_POISONED:
-		return "page that was poisoned already";
+	HWERR_MF_TYPES_6_11(HWERR_MF_CASE)
 #endif
 	}
+#undef HWERR_MF_CASE
 	return NULL;
 }
 
