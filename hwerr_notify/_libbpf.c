@@ -4,13 +4,16 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/timerfd.h>
 #include <sys/vfs.h>
+#include <time.h>
 #include <linux/magic.h>
 #include <bpf/bpf.h>
 #include <bpf/libbpf.h>
 #include <linux/types.h>
 #include "seal.h"
 #include "probe.h"
+#include "hardware.h"
 
 /* What libbpf says goes into the exception, not to somebody's terminal. */
 static char said[1 << 16];
@@ -65,4 +68,31 @@ static int hwerr_ring_sample(void *ctx, void *data, size_t size);
 static struct ring_buffer *hwerr_ring_new(int map_fd, void *ctx)
 {
 	return ring_buffer__new(map_fd, hwerr_ring_sample, ctx, NULL);
+}
+
+/* Calls of a program that were left out because it ran on that CPU already. */
+static int64_t hwerr_program_misses(int fd)
+{
+	struct bpf_prog_info info = {};
+	uint32_t len = sizeof(info);
+
+	if (bpf_obj_get_info_by_fd(fd, &info, &len))
+		return -1;
+	return info.recursion_misses;
+}
+
+/* A timer of CLOCK_MONOTONIC; readable from the time it was set to. */
+static int hwerr_timer_new(void)
+{
+	return timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
+}
+
+/* 0 disarms it. */
+static int hwerr_timer_set(int fd, uint64_t ns)
+{
+	struct itimerspec when = {
+		.it_value = { .tv_sec = ns / 1000000000, .tv_nsec = ns % 1000000000 },
+	};
+
+	return timerfd_settime(fd, TFD_TIMER_ABSTIME, &when, NULL);
 }

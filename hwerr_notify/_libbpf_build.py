@@ -38,6 +38,7 @@ void bpf_object__close(struct bpf_object *obj);
 struct bpf_program *bpf_object__next_program(const struct bpf_object *obj, struct bpf_program *prog);
 struct bpf_map *bpf_object__find_map_by_name(const struct bpf_object *obj, const char *name);
 const char *bpf_program__name(const struct bpf_program *prog);
+int bpf_program__fd(const struct bpf_program *prog);
 int bpf_program__set_autoload(struct bpf_program *prog, bool autoload);
 struct bpf_link *bpf_program__attach(const struct bpf_program *prog);
 int bpf_map__fd(const struct bpf_map *map);
@@ -60,6 +61,9 @@ void hwerr_libbpf_quiet(void);
 const char *hwerr_libbpf_said(void);
 bool hwerr_is_bpf_fs(const char *path);
 int hwerr_map_shape(int fd, uint32_t *shape);
+int64_t hwerr_program_misses(int fd);
+int hwerr_timer_new(void);
+int hwerr_timer_set(int fd, uint64_t ns);
 extern "Python" int hwerr_ring_sample(void *ctx, void *data, size_t size);
 """
 
@@ -68,7 +72,9 @@ def declarations(header: str) -> str:
     """The cdef of a header without conditions: its types, and the names of its macros."""
     text = re.sub(r"/\*.*?\*/", "", header, flags=re.DOTALL)
     macros = re.findall(r"^#define (\w+)[ \t]+\S", text, re.MULTILINE)
+    sizes = dict(re.findall(r"^#define (\w+)[ \t]+(\d+)\s*$", text, re.MULTILINE))
     types = re.sub(r"^#.*$", "", text, flags=re.MULTILINE)
+    types = re.sub(r"\[(\w+)\]", lambda m: f"[{sizes.get(m[1], m[1])}]", types)
     types = re.sub(r"\b__([us])(8|16|32|64)\b", lambda m: f"{'u' * (m[1] == 'u')}int{m[2]}_t", types)
     return types + "".join(f"#define {name} ...\n" for name in macros)
 
@@ -77,12 +83,13 @@ def make() -> cffi.FFI:
     """The builder that setup.py names."""
     ffi = cffi.FFI()
     ffi.cdef(CDEF)
-    ffi.cdef(declarations((SHARED / "probe.h").read_text(encoding="ascii")))
+    for name in ("probe.h", "hardware.h"):
+        ffi.cdef(declarations((SHARED / name).read_text(encoding="ascii")))
     ffi.set_source(
         "hwerr_notify._libbpf",
         SOURCE.read_text(encoding="ascii"),
         include_dirs=[str(SHARED)],
-        depends=[str(SOURCE), str(SHARED / "seal.h"), str(SHARED / "probe.h")],
+        depends=[str(SOURCE), str(SHARED / "seal.h"), str(SHARED / "probe.h"), str(SHARED / "hardware.h")],
         libraries=["bpf"],
         optional=True,
     )

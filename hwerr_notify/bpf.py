@@ -85,8 +85,11 @@ def kernel_has_type(name: str) -> bool:
     return b"\0" + name.encode() + b"\0" in Path("/sys/kernel/btf/vmlinux").read_bytes()
 
 
-def unavailable(pin_dir: Path = PIN_DIR) -> str | None:
-    """None if BPF programs can be loaded here as far as can be told without doing it, else why not."""
+def unavailable(pin_dir: Path | None = PIN_DIR) -> str | None:
+    """None if BPF programs can be loaded here as far as can be told without doing it, else why not.
+
+    And pinned below `pin_dir`, unless that is None.
+    """
     try:
         _, lib = _library()
     except BpfError as error:
@@ -97,7 +100,7 @@ def unavailable(pin_dir: Path = PIN_DIR) -> str | None:
         return "not permitted: run as root (CAP_BPF and CAP_PERFMON)"
     if not Path("/sys/kernel/btf/vmlinux").exists():
         return "this kernel describes no types (CONFIG_DEBUG_INFO_BTF is off)"
-    if not lib.hwerr_is_bpf_fs(os.fsencode(pin_dir.parent)):
+    if pin_dir and not lib.hwerr_is_bpf_fs(os.fsencode(pin_dir.parent)):
         return f"{pin_dir.parent} is not a BPF file system: mount -t bpf bpf {pin_dir.parent}"
     return None
 
@@ -223,6 +226,14 @@ class BpfObject:
         """Leaves all other programs out of the load."""
         for name, program in self.programs().items():
             self._lib.bpf_program__set_autoload(program, name in names)
+
+    def loaded(self) -> set[str]:
+        """The programs that are in the kernel."""
+        return {n for n, program in self.programs().items() if self._lib.bpf_program__fd(program) >= 0}
+
+    def misses(self, name: str) -> int:
+        """Calls of a program that the kernel left out, because it ran on that CPU already."""
+        return max(0, int(self._lib.hwerr_program_misses(self._lib.bpf_program__fd(self.programs()[name]))))
 
     def _map(self, name: str) -> Any:
         found = self._lib.bpf_object__find_map_by_name(self._object, name.encode())

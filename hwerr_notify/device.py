@@ -6,6 +6,7 @@ from __future__ import annotations
 import builtins
 import errno
 import fcntl
+import logging
 import math
 import os
 import select
@@ -13,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -425,6 +427,30 @@ class Device:
             raise
 
 
+_ABSENT = (errno.ENOENT, errno.ENODEV, errno.ENXIO)
+
+
+@lru_cache(maxsize=1)
+def _say_without_module(missing: str) -> None:
+    """Once. Goes to stderr where the program has not set up logging."""
+    text = f"{DEFAULT_PATH} is not there: hardware errors are taken from tracepoints by BPF"
+    logging.getLogger("hwerr_notify").warning("%s%s", text, missing)
+
+
+def _without_module(absent: OSError, nonblock: bool, names: Names | None) -> Device:
+    # Imported where it runs: most hosts have the module.
+    from .moduleless import Moduleless
+
+    try:
+        device = Moduleless(nonblock=nonblock, names=names)
+    except OSError as error:
+        reason = f"{os.strerror(absent.errno or 0)}; and it does not go without the module: {error.strerror}"
+        raise FileNotFoundError(absent.errno, reason, absent.filename) from None
+    missing = "".join(f"; {name}: {reason}" for name, reason in device.missing.items())
+    _say_without_module(missing)
+    return device
+
+
 def open(
     path: str | os.PathLike[str] = DEFAULT_PATH,
     *,
@@ -436,8 +462,12 @@ def open(
     nonblock: bool = False,
     publish: bool = False,
     names: bool = True,
+    module: bool = False,
 ) -> Device:
     """Opens the device and returns a `Device`, filtered and positioned.
+
+    Where /dev/hwerr is not there, and the caller may load BPF programs, the errors are taken
+    from the kernel's tracepoints instead (`moduleless.Moduleless`), and that is said on stderr, once.
 
     Args:
         severity: the least wanted; or `severities`, exactly those wanted.
@@ -448,13 +478,22 @@ def open(
         publish: open for write() too.
         names: look up the names and UUIDs of VMs in /proc and libvirt's files; of those that
             run now at once, so that one that an error kills has its name all the same.
+        module: only by the module, as what publishes, guards or stops needs it.
 
-    OSError: FileNotFoundError if the module is not loaded, PermissionError if the file
-    may not be opened. ValueError and TypeError for arguments that make no sense.
+    OSError: FileNotFoundError if the module is not loaded and it does not go without,
+    PermissionError if the file may not be opened. ValueError and TypeError for arguments that
+    make no sense.
     """
     flags = (os.O_RDWR if publish else os.O_RDONLY) | os.O_NONBLOCK | os.O_CLOEXEC
-    fd = os.open(path, flags)
-    device = Device(fd, nonblock=nonblock, names=_names if names else None)
+    device: Device
+    try:
+        fd = os.open(path, flags)
+    except OSError as error:
+        if module or publish or os.fspath(path) != DEFAULT_PATH or error.errno not in _ABSENT:
+            raise
+        device = _without_module(error, nonblock, _names if names else None)
+    else:
+        device = Device(fd, nonblock=nonblock, names=_names if names else None)
     if names:
         _names.learn()
     try:

@@ -689,6 +689,13 @@ class Event:
         raw = _HEAD.struct.pack(*head) + self._raw[_HEAD.size :]
         return _make(raw, tuple(head), self.infos)
 
+    def numbered(self, seq: int, id: int, flags: Flags, count: int) -> Event:
+        """The same event with these in its head."""
+        head = list(self._head)
+        head[_SEQ], head[_ID], head[_FLAGS], head[_COUNT] = seq, id, int(flags), count
+        raw = _HEAD.struct.pack(*head) + self._raw[_HEAD.size :]
+        return _make(raw, tuple(head), self.infos)
+
     def to_json(self) -> dict[str, Any]:
         """The public JSON form, as docs/json.md describes it; ready for json.dumps()."""
         from .jsonform import to_json

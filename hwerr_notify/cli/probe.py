@@ -92,7 +92,7 @@ def run(path: str) -> int:
     """Publishes until told to stop."""
     stop = _stop_pipe()
     with hwerr.open(path, publish=True, names=False) as device:
-        reader = hwerr.open(path, since="oldest", names=False)
+        reader = hwerr.open(path, since="oldest", module=True, names=False)
         with reader, probe.Probes() as probes, locked(probes.home, wait=False):
             publisher = probe.Publisher(probes, device, reader)
             try:

@@ -317,16 +317,26 @@ def _probes() -> list[ProbeStatus]:
     return status()
 
 
+_MODES = {"module": "the module hwerr", "bpf": "BPF on tracepoints, without the module"}
+
+
+def _mode(device: hwerr.Device) -> str:
+    return "module" if type(device) is hwerr.Device else "bpf"
+
+
 def show_stats(device: hwerr.Device, as_json: bool) -> None:
     info, stats = device.info(), device.stats()
     probes = _probes()
+    missing: dict[str, str] = getattr(device, "missing", {})
     if as_json:
-        forms = {"probes": {p.name: p.to_json() for p in probes}}
+        forms = {"mode": _mode(device), "missing": missing, "probes": {p.name: p.to_json() for p in probes}}
         with output():
             print(json.dumps(info.to_json() | stats.to_json() | forms))
         return
     rows: list[tuple[str, str]] = [
+        ("mode", _MODES[_mode(device)]),
         ("sources", " ".join(sorted(s.label for s in info.sources)) or "none attached"),
+        *((f"  without {name}", reason) for name, reason in missing.items()),
         ("records", f"{stats.records} published, {stats.evicted} evicted, {stats.linked} linked"),
         ("held", f"{info.oldest_seq} to {info.next_seq - 1}" if info.oldest_seq else "none"),
         ("errors", f"{stats.errors}, {stats.coalesced} of them in another record's count"),
@@ -439,7 +449,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _os_error(error: OSError, path: str) -> int:
     match error.errno:
         case errno.ENOENT | errno.ENODEV | errno.ENXIO:
-            complain(PROG, f"{path} is not there: load the module with `modprobe hwerr`")
+            _, without, reason = (error.strerror or "").partition("without the module: ")
+            more = f"; without it: {reason}" if without else ""
+            complain(PROG, f"{path} is not there: load the module with `modprobe hwerr`{more}")
             return EXIT_NO_DEVICE
         case errno.EACCES:
             complain(PROG, f"{path} may not be read by this user: run as root, or ask for its permissions")

@@ -46,7 +46,7 @@ def _root() -> Capability:
 
 def _device(path: str) -> Capability:
     try:
-        with hwerr.open(path, names=False) as device:
+        with hwerr.open(path, module=True, names=False) as device:
             info = device.info()
     except OSError as error:
         return Capability("events", "missing", f"{path}: {error.strerror}: modprobe hwerr")
@@ -57,7 +57,7 @@ def _device(path: str) -> Capability:
 
 def _stop(path: str) -> Capability:
     try:
-        with hwerr.open(path, names=False) as device:
+        with hwerr.open(path, module=True, names=False) as device:
             why = KernelGuard(device).missing()
     except OSError as error:
         why = f"{path}: {error.strerror}"

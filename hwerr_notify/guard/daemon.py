@@ -126,11 +126,11 @@ class Guard:
         except OSError as error:
             raise GuardError(f"{self.policy.run_dir}: {error.strerror}: name a writable run_dir") from None
         try:
-            self.device = hwerr.open(self.device_path, names=False)
+            self.device = hwerr.open(self.device_path, module=True, names=False)
             if self.device.info().scope != "all":
                 raise GuardError(f"{self.device_path}: not permitted: run as root (CAP_SYS_ADMIN)")
             # From before any VM is looked at: what comes in between is not missed.
-            self._events = hwerr.open(self.device_path, severity=self._least(), names=False)
+            self._events = hwerr.open(self.device_path, severity=self._least(), module=True, names=False)
         except OSError as error:
             log.warning("%s: %s: no hardware errors will be seen", self.device_path, error.strerror)
             self.device = None
@@ -400,7 +400,9 @@ class Guard:
     def _records(self, vm: Vm) -> list[Event]:
         """What the kernel still holds of errors that hit the VM, oldest first."""
         try:
-            with hwerr.open(self.device_path, pid=vm.process.pid, since="boot", names=False) as device:
+            with hwerr.open(
+                self.device_path, pid=vm.process.pid, since="boot", module=True, names=False
+            ) as device:
                 return [
                     e for e in device.drain() if any(vm.process.is_of(g.pid, g.start_ns) for g in e.guests)
                 ]
