@@ -6,7 +6,6 @@ from __future__ import annotations
 import builtins
 import errno
 import fcntl
-import logging
 import math
 import os
 import select
@@ -433,6 +432,8 @@ _ABSENT = (errno.ENOENT, errno.ENODEV, errno.ENXIO)
 @lru_cache(maxsize=1)
 def _say_without_module(missing: str) -> None:
     """Once. Goes to stderr where the program has not set up logging."""
+    import logging  # only here: a command has to start at once
+
     text = f"{DEFAULT_PATH} is not there: hardware errors are taken from tracepoints by BPF"
     logging.getLogger("hwerr_notify").warning("%s%s", text, missing)
 

@@ -42,7 +42,7 @@ exit status:
   1    an error that none of these names; stderr says which
   2    wrong usage
   3    --timeout is over and nothing came
-  4    no device: the module is not loaded
+  4    no device: the module is not loaded, and it does not go without
   5    no permission
   130  interrupted (Ctrl-C)
   141  the reader of the output went away
