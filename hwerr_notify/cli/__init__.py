@@ -38,7 +38,9 @@ def output() -> Iterator[None]:
 def complain(prog: str, text: str) -> None:
     """One line on stderr, if there still is one."""
     try:
-        sys.stderr.write(f"{prog}: {text}\n")
+        # What others named must not move a terminal's cursor, or forge a line.
+        safe = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+        sys.stderr.write(f"{prog}: {safe}\n")
         sys.stderr.flush()
     except (OSError, AttributeError):
         pass

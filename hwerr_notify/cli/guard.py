@@ -17,6 +17,7 @@ from .. import device as hwerr
 from ..guard import policy as policies
 from ..guard.errors import GuardError
 from ..guard.store import Store
+from ..message import printable
 from . import EXIT_ERROR, EXIT_NOTHING, EXIT_OK, EXIT_USAGE, complain, output
 
 PROG = "hwerr-guard"
@@ -133,6 +134,13 @@ def ask(policy: policies.Policy, verb: str, **more: Any) -> tuple[list[Any], int
 # -- verbs -----------------------------------------------------------------------
 
 
+class _Formatter(logging.Formatter):
+    """One line a message, whatever QEMU said in it."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(super().formatMessage(record))
+
+
 def do_run(policy: policies.Policy, args: argparse.Namespace) -> int:
     import asyncio
 
@@ -141,7 +149,9 @@ def do_run(policy: policies.Policy, args: argparse.Namespace) -> int:
     form = "%(levelname)s: %(message)s"
     if "JOURNAL_STREAM" not in os.environ:
         form = "%(asctime)s " + form
-    logging.basicConfig(level=logging.INFO, format=form, stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Formatter(form))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     asyncio.run(Guard(policy, args.device).run())
     # All that matters is on disk; a thread that hangs would be waited for.
     logging.shutdown()
@@ -200,7 +210,7 @@ def do_status(policy: policies.Policy, args: argparse.Namespace) -> int:
             print(json.dumps(form))
         else:
             for text in _status_lines(form):
-                print(text)
+                print(printable(text))
     return code
 
 

@@ -75,7 +75,7 @@ class Control:
                 status, error = 1, str(problem)
             writer.write(json.dumps({"end": {"status": status, "error": error}}).encode() + b"\n")
             await writer.drain()
-        except (ConnectionError, ValueError):
+        except (ConnectionError, ValueError, RecursionError):
             pass
         finally:
             self._clients.discard(task)

@@ -266,6 +266,10 @@ class Guard:
 
         monitor = await QmpMonitor.connect(Path(path), on_event)
         try:
+            if not await asyncio.to_thread(_listens, monitor.pid, path):
+                raise MonitorError(
+                    f"{path}: process {monitor.pid}, which made it, has it no longer: let QEMU itself make it"
+                )
             name, uuid = await identity(monitor)
             name = name or Path(path).stem
             policy = next(
@@ -307,9 +311,7 @@ class Guard:
             if vm.machine.taps:
                 await asyncio.to_thread(net.get_ready)
         if policy.front and vm.key not in self.fronts:
-            front = Front(vm, self.policy.run_dir / "front", self)
-            await front.start()
-            self.fronts[vm.key] = front
+            await self._start_front(vm)
         log.info("VM %s (process %d): guarded", vm.name, vm.process.pid)
         # What happened before anybody listened.
         status = await vm.status()
@@ -326,6 +328,26 @@ class Guard:
                 self.kernel.disarm(vm.process)
         else:
             vm.armed = self.kernel.arm(vm.process, severity)
+
+    async def _start_front(self, vm: Vm) -> None:
+        """Without one, which is logged, the VM is guarded all the same."""
+        front = Front(vm, self.policy.run_dir / "front", self)
+        # A VM chooses its own name, but does not take another's clients by it.
+        for other in [f for f in self.fronts.values() if f.path == front.path]:
+            if other.vm.process.alive():
+                log.warning(
+                    "VM %s (process %d): no front: it is that of process %d",
+                    vm.name, vm.process.pid, other.vm.process.pid,
+                )  # fmt: skip
+                return
+            await other.close()
+            self.fronts.pop(other.vm.key, None)
+        try:
+            await front.start()
+        except OSError as error:
+            log.warning("VM %s: no front: %s: %s", vm.name, front.path, error.strerror or error)
+            return
+        self.fronts[vm.key] = front
 
     def _adopt(self, vm: Vm) -> None:
         self.vms[vm.key] = vm
@@ -344,8 +366,8 @@ class Guard:
             await front.close()
         if vm.monitor is not None:
             await vm.monitor.aclose()
-        self.teller.unmark("frozen", vm.name)
-        self.teller.unmark("degraded", vm.name)
+        self.teller.unmark("frozen", vm.name, self._marker(vm))
+        self.teller.unmark("degraded", vm.name, self._marker(vm))
         incident = self.incidents.get(vm.incident or "")
         if incident is not None and incident.open:
             note = "QEMU ended without `clear`; its memory is lost unless it was dumped"
@@ -573,7 +595,7 @@ class Guard:
             step = next((n for n, s in incident.steps.items() if s.state == "failed"), None)
             why = incident.steps[step].detail if step else "; ".join(incident.notes)
             log.error("VM %s is not frozen: %s: %s", vm.name, step or incident.state, why)
-            self.teller.unmark("frozen", vm.name)
+            self.teller.unmark("frozen", vm.name, self._marker(vm))
             if incident.state == "failed":
                 await self._tell("failed", vm, incident, step=step, reason=why)
             return
@@ -749,6 +771,15 @@ class Guard:
             "refused_runs": self.sealer.refusals(vm.process),
             "dumping": list(vm.progress) if vm.progress else None,
         }
+
+
+def _listens(pid: int, path: str) -> bool:
+    """Whether that process has the socket. ProcessLookupError."""
+    process = Process.open(pid)
+    try:
+        return process.listens_on(path)
+    finally:
+        process.close()
 
 
 def summary(incident: Incident) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from typing import Any
 
 from .errors import Fault
 from .layout import Range, Registers
-from .store import fsync_directory
+from .store import create, fsync_directory
 
 __all__ = ["Dumped", "write_core"]
 
@@ -213,7 +213,7 @@ def write_core(
     part = path.with_name(f".{path.name}.part")
     core = memory = -1
     try:
-        core = os.open(part, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        core = create(part)
         memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
         copier = _Copier(memory, core, _pages(ranges, poison), stop or Event())
         skipped: list[tuple[int, int]] = []

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import time
 from contextlib import suppress
@@ -88,8 +89,12 @@ class Front:
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with suppress(FileNotFoundError):
             self.path.unlink()
-        self._server = await asyncio.start_unix_server(self._serve, self.path, limit=_MAX_LINE)
-        self.path.chmod(0o600)
+        # From its first moment nobody's but root's.
+        mask = os.umask(0o177)
+        try:
+            self._server = await asyncio.start_unix_server(self._serve, self.path, limit=_MAX_LINE)
+        finally:
+            os.umask(mask)
 
     async def close(self) -> None:
         if self._server is not None:
@@ -167,7 +172,7 @@ class Front:
             request = json.loads(line)
             if not isinstance(request, dict):
                 raise ValueError
-        except ValueError:
+        except (ValueError, RecursionError):
             client.send(_error(None, "GenericError", "JSON parse error, expecting an object"))
             return
         oob = "exec-oob" in request
@@ -218,6 +223,8 @@ class Front:
                 client.send(_error(request, "GenericError", str(error)))
                 return
             result = {"running": False}
+        if not isinstance(result, dict) and command == "query-status":
+            result = {}  # QEMU's answer is nonsense; that the guest is frozen is true all the same
         if command == "query-status" and incident is not None and incident.state == "frozen":
             result = {**result, "running": False, "status": "frozen", "x-hwerr-incident": incident.id}
         client.send(_reply(request, result))

@@ -7,6 +7,7 @@ moment. The process is held by a pidfd, so a reused number is never taken for it
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -32,6 +33,9 @@ _SYS_IOCTL = 16
 # linux/sched.h. KVM's and vhost's workers are threads of the process (since 6.4, f9010dbdce91), show
 # the call that made them for ever, and run nothing of the guest's.
 _PF_USER_WORKER = 0x4000
+
+# net/unix/af_unix.c, unix_seq_show(): a socket that listens.
+_SO_ACCEPTCON = 0x10000
 
 # block/file-posix.c of QEMU: RAW_LOCK_PERM_BASE, a byte for each permission. The first is to
 # read, which an inactive image keeps and which bars nobody. The lock of a pid file begins at 0.
@@ -227,6 +231,31 @@ class Process:
                     if driver.exists() and driver.resolve().name == "vfio-pci":
                         found.add(device.name)
         return sorted(found)
+
+    def listens_on(self, path: str | os.PathLike[str]) -> bool:
+        """Whether it has a socket of that name on which it listens.
+
+        The kernel says of a socket who called listen(), by a number: he may have given the socket
+        away and ended, and somebody else have his number. The name is as it was bound, which may
+        have been in another directory or mount namespace; so its last part has to do.
+        """
+        name = os.path.basename(path)
+        try:
+            table = self._path("net", "unix").read_text("utf-8", "replace")
+            fds = os.listdir(self._path("fd"))
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        links = set()
+        for fd in fds:
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                links.add(os.readlink(self._path("fd", fd)))
+        for line in table.splitlines()[1:]:
+            # Num RefCount Protocol Flags Type St Inode Path
+            fields = line.split(None, 7)
+            if len(fields) == 8 and int(fields[3], 16) & _SO_ACCEPTCON \
+                    and os.path.basename(fields[7]) == name and f"socket:[{fields[6]}]" in links:  # fmt: skip
+                return True
+        return False
 
     def has_kvm(self) -> bool:
         """Whether it runs a KVM guest."""

@@ -20,7 +20,7 @@ from typing import Any, Literal, Self
 
 from .errors import GuardError
 
-__all__ = ["FINAL", "STEPS", "Incident", "Step", "Store", "write_durably"]
+__all__ = ["FINAL", "STEPS", "Incident", "Step", "Store", "create", "write_durably"]
 
 FORMAT = 1
 
@@ -105,11 +105,22 @@ class Incident:
         return cls(**values)
 
 
+def create(path: Path) -> int:
+    """A file that is new and root's, for reading and writing, whatever is of that name. OSError.
+
+    Others may write to the directory: nothing of theirs is followed or filled.
+    """
+    with suppress(FileNotFoundError):
+        path.unlink()
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.open(path, flags, 0o600)
+
+
 def write_durably(path: Path, data: bytes) -> None:
     """Replaces the file; what is there after a crash is the old one or the new one. OSError."""
     part = path.with_name(f".{path.name}.part")
     try:
-        fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        fd = create(part)
         try:
             view = memoryview(data)
             while view:

@@ -20,6 +20,7 @@ from urllib.parse import quote
 
 from .errors import Fault
 from .policy import Hook, Policy
+from .process import Process
 
 __all__ = ["Teller", "marker", "run_program"]
 
@@ -63,6 +64,26 @@ def marker(run_dir: Path, what: str, vm: str) -> Path:
     return run_dir / what / quote(vm, safe="")
 
 
+def _identity(facts: dict[str, Any]) -> tuple[int, int]:
+    return int(facts["pid"]), int(facts["start_ticks"])
+
+
+def _owner(path: Path) -> tuple[int, int] | None:
+    """Whose marker it is: process number and start. None if there is none that says so."""
+    try:
+        return _identity(json.loads(path.read_bytes()))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _lives(pid: int, start_ticks: int) -> bool:
+    try:
+        Process.open(pid, start_ticks).close()
+    except ProcessLookupError:
+        return False
+    return True
+
+
 class Teller:
     """Tells hooks and the cluster."""
 
@@ -70,8 +91,11 @@ class Teller:
         self.policy = policy
 
     def mark(self, what: str, vm: str, facts: dict[str, Any]) -> None:
-        """Makes the marker, atomically. Fault."""
+        """Makes the marker, atomically. Fault, also if another living VM of that name has one."""
         path = marker(self.policy.run_dir, what, vm)
+        owner = _owner(path)
+        if owner is not None and owner != _identity(facts) and _lives(*owner):
+            raise Fault(f"another VM is named {vm}, process {owner[0]}, and is {what}")
         part = path.with_name(f".{path.name}.part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,10 +104,13 @@ class Teller:
         except OSError as error:
             raise Fault(f"{path}: {error.strerror}") from None
 
-    def unmark(self, what: str, vm: str) -> None:
-        """Not an error if there is none."""
+    def unmark(self, what: str, vm: str, facts: dict[str, Any]) -> None:
+        """Removes the marker, if it is of the process that `facts` name. Not an error if there is none."""
+        path = marker(self.policy.run_dir, what, vm)
+        if _owner(path) not in (None, _identity(facts)):
+            return
         with suppress(OSError):
-            marker(self.policy.run_dir, what, vm).unlink()
+            path.unlink()
 
     async def hooks(self, occasion: str, facts: dict[str, Any]) -> list[str]:
         """Runs the hooks of the occasion at the same time; what failed."""

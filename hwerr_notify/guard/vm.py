@@ -7,7 +7,9 @@ import asyncio
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import quote
 
+from ..message import printable
 from . import disks, layout
 from .errors import MonitorError, Refused
 from .monitor import Monitor, answer, hmp, together
@@ -108,6 +110,18 @@ class Vm:
         return str(answer(reply.get("status"), str, "query-status"))
 
 
+# What of a file's name is left for a VM's, when more is put around it.
+_NAME_BYTES = 200
+
+
+def safe_name(name: object) -> str | None:
+    """A name as QEMU says it, fit for logs, terminals and files' names; None if it cannot be made so."""
+    if not isinstance(name, str) or not name.strip(".") or name.startswith("."):
+        return None
+    name = printable(name)
+    return name if len(quote(name, safe="")) <= _NAME_BYTES else None
+
+
 async def identity(monitor: Monitor) -> tuple[str | None, str | None]:
     """Name and UUID as QEMU says. MonitorError."""
     name = uuid = None
@@ -117,7 +131,7 @@ async def identity(monitor: Monitor) -> tuple[str | None, str | None]:
         uuid = answer(await monitor.execute("query-uuid"), dict, "query-uuid").get("UUID")
     if uuid == "00000000-0000-0000-0000-000000000000":
         uuid = None
-    return (str(name) if name else None), (str(uuid) if uuid else None)
+    return safe_name(name), (printable(str(uuid)) if uuid else None)
 
 
 async def describe(monitor: Monitor) -> dict[str, str]:
