@@ -44,6 +44,10 @@ bench-freeze:	## measure freezing a VM, and put the table into README.md
 	scripts/setup
 	.venv/bin/python scripts/bench --freeze
 
+bench-peers:	## hwerr beside rasdaemon, trace_pipe, perf and QEMU: docs/benchmarks.md
+	scripts/setup
+	.venv/bin/python scripts/bench-peers
+
 setup:		## what test and demo need, and nothing else
 	scripts/setup
 
@@ -60,5 +64,5 @@ clean:		## what was built here
 	rm -rf build
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help demo test test-long test-debug test-install check bench bench-freeze setup module install uninstall clean
+.PHONY: help demo test test-long test-debug test-install check bench bench-freeze bench-peers setup module install uninstall clean
 .DEFAULT_GOAL := help

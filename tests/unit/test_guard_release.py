@@ -101,7 +101,7 @@ def test_every_kind_of_disk_is_detached_for_good(qemu: str, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("qemu", QEMUS)
 def test_what_stays_attached_is_made_inactive(qemu: str, tmp_path: Path) -> None:
-    """By the command for it, from QEMU 10.0; before, by migrating. `cont` undoes it, so it is not preferred."""
+    """By the command for it, from QEMU 10.0; before, by migrating. `cont` undoes it."""
     disk = image(tmp_path, "disk", "qcow2")
     options = ["-blockdev", f"driver=qcow2,node-name=n0,file.driver=file,file.filename={disk}",
                "-device", "virtio-blk-pci,drive=n0"]  # fmt: skip

@@ -25,6 +25,7 @@ from .qmp import Monitor
 from .records import MCG_LMCES, MCI_UC, AerRecord, MceRecord
 
 SIM = DEBUGFS / "hwerr_sim"
+AER_INJECT = Path("/dev/aer_inject")
 _CHECK_INTERVAL = Path("/sys/devices/system/machinecheck/machinecheck0/check_interval")
 
 # include/linux/cper.h, what GHES and extlog put into `sev`.
@@ -193,6 +194,20 @@ def aer(record: AerRecord, mask_override: bool = False) -> None:
 
     `mask_override` loads it so that bits masked in the device are reported too.
     """
+    data = aer_data(record, mask_override)
+    try:
+        with AER_INJECT.open("wb", buffering=0) as file:
+            file.write(data)
+    except OSError as error:
+        raise TestbedError(
+            f"aer_inject refuses it for {record.device}: {error.strerror}"
+            " (EINVAL: all its bits are masked in the device, see --mask-override; "
+            "EPROTONOSUPPORT: the device or its root port has no AER)"
+        ) from error
+
+
+def aer_data(record: AerRecord, mask_override: bool = False) -> bytes:
+    """Load aer_inject; what is written to AER_INJECT then injects the record."""
     if record.device is None:
         raise TestbedError("the record names no device; give one with --bdf")
     # Bits of an earlier injection that nobody cleared would be reported again.
@@ -202,16 +217,7 @@ def aer(record: AerRecord, mask_override: bool = False) -> None:
     # struct aer_error_inj of drivers/pci/pcie/aer_inject.c
     header = record.header_log or (0, 0, 0, 0)
     status = record.uncor_status, record.cor_status
-    data = struct.pack("=BBBxIIIIIII", bus, slot, function, *status, *header, domain)
-    try:
-        with Path("/dev/aer_inject").open("wb", buffering=0) as file:
-            file.write(data)
-    except OSError as error:
-        raise TestbedError(
-            f"aer_inject refuses it for {record.device}: {error.strerror}"
-            " (EINVAL: all its bits are masked in the device, see --mask-override; "
-            "EPROTONOSUPPORT: the device or its root port has no AER)"
-        ) from error
+    return struct.pack("=BBBxIIIIIII", bus, slot, function, *status, *header, domain)
 
 
 def _split_address(address: str) -> tuple[int, int, int, int]:
