@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""ocf:hwerr:guest. Its guest is a process that a stand-in for systemctl starts and stops."""
+"""ocf:hwerr:guest. Its guest is a process that a stand-in for systemctl, or an init script, starts and stops."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hwerr_notify.guard.tell import marker
 
 AGENT = Path(__file__).resolve().parents[2] / "packaging/ocf/guest"
 TESTER = shutil.which("ocf-tester") or "/usr/sbin/ocf-tester"
-SUCCESS, PERM, CONFIGURED, NOT_RUNNING, DEGRADED = 0, 4, 6, 7, 190
+SUCCESS, GENERIC, PERM, INSTALLED, CONFIGURED, NOT_RUNNING, DEGRADED = 0, 1, 4, 5, 6, 7, 190
 
 SYSTEMCTL = """\
 #!/bin/bash
@@ -31,6 +31,7 @@ case $verb in
 start) running || { setsid sleep 1000 >/dev/null 2>&1 & echo $! >"$HOME/pid"; } ;;
 stop) running && kill -9 "$pid"; while running; do :; done ;;
 is-active) [ ! -e "$HOME/hang" ] || exec sleep 1000; running ;;
+status) [ ! -e "$HOME/hang" ] || exec sleep 1000; running || exit 3 ;;
 esac
 """
 
@@ -38,9 +39,10 @@ esac
 class Agent:
     """The agent with its surroundings in one directory."""
 
-    def __init__(self, home: Path, name: str = "web1") -> None:
+    def __init__(self, home: Path, name: str = "web1", by: str = "unit") -> None:
         self.home = home
         self.name = name
+        self.by = by
         (home / "bin").mkdir()
         (home / "bin/systemctl").write_text(SYSTEMCTL, "utf-8")
         (home / "bin/systemctl").chmod(0o755)
@@ -51,7 +53,7 @@ class Agent:
             "OCF_RESOURCE_INSTANCE": "vm",
             "OCF_RESKEY_CRM_meta_interval": "10000",
             "OCF_RESKEY_name": name,
-            "OCF_RESKEY_unit": "web1.service",
+            f"OCF_RESKEY_{by}": {"unit": "web1.service", "script": str(home / "bin/systemctl")}[by],
             "OCF_RESKEY_run_dir": str(home / "run"),
             "__OCF_ACTION": "monitor",
             "HA_RSCTMP": str(home),
@@ -77,9 +79,9 @@ class Agent:
         process.close()
 
 
-@pytest.fixture
-def agent(tmp_path: Path) -> Iterator[Agent]:
-    made = Agent(tmp_path)
+@pytest.fixture(params=["unit", "script"])
+def agent(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Agent]:
+    made = Agent(tmp_path, by=request.param)
     yield made
     made("stop")
     if (tmp_path / "pid").exists():
@@ -88,7 +90,7 @@ def agent(tmp_path: Path) -> Iterator[Agent]:
 
 def test_ocf_tester(agent: Agent) -> None:
     options = []
-    for key in ("name", "unit", "run_dir"):
+    for key in ("name", agent.by, "run_dir"):
         options += ["-o", f"{key}={agent.environment[f'OCF_RESKEY_{key}']}"]
     done = subprocess.run(
         [TESTER, "-n", "vm", *options, str(AGENT)],
@@ -162,16 +164,31 @@ def test_it_answers_though_systemd_hangs(agent: Agent) -> None:
     assert time.monotonic() - began < 30
 
 
+def test_a_script_that_is_not_there_or_fails(tmp_path: Path) -> None:
+    agent = Agent(tmp_path, by="script")
+    status, said = agent("monitor", OCF_RESKEY_script=str(tmp_path / "none"))
+    assert status == INSTALLED
+    assert "none" in said
+    script = tmp_path / "odd"
+    script.write_text('#!/bin/sh\n[ "$1" != status ] || exit 4\nexit 1\n', "utf-8")
+    script.chmod(0o755)
+    # Not known whether it runs: never taken for stopped.
+    assert agent("monitor", OCF_RESKEY_script=str(script))[0] == GENERIC
+    assert agent("stop", OCF_RESKEY_script=str(script))[0] == GENERIC
+    assert agent("start", OCF_RESKEY_script=str(script))[0] == GENERIC
+
+
 def test_parameters(agent: Agent) -> None:
     for wrong in (
         {"OCF_RESKEY_name": ""},
-        {"OCF_RESKEY_unit": ""},
+        {f"OCF_RESKEY_{agent.by}": ""},
         {"OCF_RESKEY_config": "/x.xml"},
+        {"OCF_RESKEY_unit": "web1.service", "OCF_RESKEY_script": str(agent.home / "bin/systemctl")},
     ):
         assert agent("validate-all", **wrong)[0] == CONFIGURED
     assert agent("validate-all")[0] == SUCCESS
     status, text = agent("meta-data")
     assert status == SUCCESS
     names = {p.get("name") for p in ElementTree.fromstring(text).iter("parameter")}
-    assert names == {"name", "config", "unit", "hypervisor", "run_dir"}
+    assert names == {"name", "config", "unit", "script", "hypervisor", "run_dir"}
     assert os.access(AGENT, os.X_OK)
