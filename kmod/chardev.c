@@ -15,8 +15,10 @@
 #include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/poll.h>
+#include <linux/sched/signal.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
+#include <linux/wait.h>
 
 #include "guard.h"
 #include "hwerr.h"
@@ -75,6 +77,30 @@ static ssize_t read_records(struct hwerr_reader *r, char __user *buf, size_t cou
 	return done;
 }
 
+/* Waits for a record later than @seen, or for an ioctl() of this file; 0 or -ERESTARTSYS. */
+static int wait_for_more(struct hwerr_reader *r, u64 seen, u32 turns)
+{
+	DEFINE_WAIT(record);
+	DEFINE_WAIT(turn);
+	int err = 0;
+
+	for (;;) {
+		/* On both queues before the look: no wake-up in between is missed. */
+		prepare_to_wait(&hwerr_waitq, &record, TASK_INTERRUPTIBLE);
+		prepare_to_wait(&r->waitq, &turn, TASK_INTERRUPTIBLE);
+		if (hwerr_ring_version() != seen || READ_ONCE(r->turns) != turns)
+			break;
+		if (signal_pending(current)) {
+			err = -ERESTARTSYS;
+			break;
+		}
+		schedule();
+	}
+	finish_wait(&hwerr_waitq, &record);
+	finish_wait(&r->waitq, &turn);
+	return err;
+}
+
 static ssize_t hwerr_read(struct file *file, char __user *buf, size_t count, loff_t *ppos)
 {
 	struct hwerr_reader *r = file->private_data;
@@ -97,9 +123,7 @@ static ssize_t hwerr_read(struct file *file, char __user *buf, size_t count, lof
 			return n;
 		if (file->f_flags & O_NONBLOCK)
 			return -EAGAIN;
-		err = wait_event_interruptible(hwerr_waitq,
-					       hwerr_ring_version() != seen ||
-					       READ_ONCE(r->turns) != turns);
+		err = wait_for_more(r, seen, turns);
 		if (err)
 			return err;
 	}
@@ -112,6 +136,7 @@ static __poll_t hwerr_poll(struct file *file, poll_table *wait)
 	__poll_t mask;
 
 	poll_wait(file, &hwerr_waitq, wait);
+	poll_wait(file, &r->waitq, wait);
 	mutex_lock(&r->lock);
 	mask = hwerr_reader_peek(r, &p, false) ? EPOLLIN | EPOLLRDNORM : 0;
 	mutex_unlock(&r->lock);
@@ -325,11 +350,14 @@ static int seek_check(const struct hwerr_reader *r, const struct hwerr_ioc_seek 
 	return s->seq && s->seq <= hwerr_ring_version() ? 0 : -EINVAL;
 }
 
-/* Reader's lock held. A waiting read() of the same file looks again, and so does poll(). */
+/*
+ * Reader's lock held. A waiting read() of the same file looks again, and so does poll(). Of
+ * other files nobody is woken: anybody may do this, and as often as they like.
+ */
 static void turned(struct hwerr_reader *r)
 {
 	WRITE_ONCE(r->turns, r->turns + 1);
-	wake_up_interruptible_poll(&hwerr_waitq, EPOLLIN | EPOLLRDNORM);
+	wake_up_interruptible_poll(&r->waitq, EPOLLIN | EPOLLRDNORM);
 }
 
 static long hwerr_ioctl(struct file *file, unsigned int cmd, unsigned long val)

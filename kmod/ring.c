@@ -611,6 +611,7 @@ struct hwerr_reader *hwerr_reader_new(u32 scope)
 	if (!r)
 		return NULL;
 	mutex_init(&r->lock);
+	init_waitqueue_head(&r->waitq);
 	r->scope = scope;
 	r->tgid = task_tgid_nr(current);
 	r->start_ns = current->group_leader->start_boottime;

@@ -45,6 +45,7 @@ struct hwerr_audience {
  * @lost: lost, ever
  * @read: given, ever
  * @turns: changes of the filter and the cursor by ioctl; read without the lock
+ * @waitq: who waits for that; for records they wait on hwerr_waitq
  *	by a read() that waits
  * @filter: what it wants
  * @scope: HWERR_SCOPE_*; constant
@@ -64,6 +65,7 @@ struct hwerr_reader {
 	u64 lost;
 	u64 read;
 	u32 turns;
+	wait_queue_head_t waitq;
 	struct hwerr_ioc_filter filter;
 	u32 scope;
 	s32 tgid;
