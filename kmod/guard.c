@@ -7,6 +7,9 @@
  * its VM end as they please; what is left of the guard goes with the next call
  * that looks at the table.
  *
+ * A process may guard itself without CAP_SYS_ADMIN. That can neither fill the table
+ * for those who have it, nor undo what they have armed.
+ *
  * The event path asks once for an owner, by number and start time, in the
  * contexts of owners.c; hence a raw lock and a bounded table.
  */
@@ -26,6 +29,8 @@
 #include "ring.h"
 
 #define GUARDS_MAX	4096
+/* Of them, those that processes without CAP_SYS_ADMIN have armed for themselves. */
+#define GUARDS_OWN_MAX	(GUARDS_MAX / 2)
 
 /**
  * struct hwerr_guard - one armed process
@@ -35,6 +40,7 @@
  * @start_ns: its start
  * @severity: least one that stops it
  * @flags: HWERR_GUARD_KEEP
+ * @own: armed by the process itself, without CAP_SYS_ADMIN
  * @stops: how often it was stopped
  * @stopped_ns: when last
  * @reader: file it ends with; compared, never followed
@@ -46,6 +52,7 @@ struct hwerr_guard {
 	u64 start_ns;
 	u32 severity;
 	u32 flags;
+	bool own;
 	u32 stops;
 	u64 stopped_ns;
 	const struct hwerr_reader *reader;
@@ -54,6 +61,7 @@ struct hwerr_guard {
 static struct {
 	raw_spinlock_t lock;		/* guards the rest, and the guards */
 	unsigned int nr;
+	unsigned int nr_own;
 	DECLARE_HASHTABLE(table, 8);
 } guards = {
 	.lock = __RAW_SPIN_LOCK_UNLOCKED(guards.lock),
@@ -75,6 +83,7 @@ static void guard_unlink(struct hwerr_guard *g, struct hlist_head *to)
 	hash_del(&g->node);
 	hlist_add_head(&g->node, to);
 	guards.nr--;
+	guards.nr_own -= g->own;
 }
 
 static void guards_free(struct hlist_head *list)
@@ -180,9 +189,19 @@ static int guard_target(const struct hwerr_reader *r, int fd, struct task_struct
 	return err;
 }
 
+/*
+ * Lock held. Whether @r may change @g, which is there: what was armed with
+ * CAP_SYS_ADMIN is not the process's to weaken.
+ */
+static bool guard_yields(const struct hwerr_guard *g, const struct hwerr_reader *r)
+{
+	return g->own || r->scope == HWERR_SCOPE_ALL;
+}
+
 static int guard_arm(const struct hwerr_reader *r, struct task_struct *task,
 		     const struct hwerr_ioc_guard *arg, struct hlist_head *gone)
 {
+	bool own = r->scope != HWERR_SCOPE_ALL;
 	struct hwerr_guard *fresh, *g;
 	int err = 0;
 
@@ -196,13 +215,19 @@ static int guard_arm(const struct hwerr_reader *r, struct task_struct *task,
 	raw_spin_lock_irq(&guards.lock);
 	guards_sweep(NULL, gone);
 	g = guard_find(fresh->tgid, fresh->start_ns);
-	if (!g && guards.nr < GUARDS_MAX) {
+	if (!g && guards.nr < GUARDS_MAX && (!own || guards.nr_own < GUARDS_OWN_MAX)) {
 		g = fresh;
 		fresh = NULL;
 		hash_add(guards.table, &g->node, g->tgid);
 		guards.nr++;
+		g->own = own;
+		guards.nr_own += own;
 	}
-	if (g) {
+	if (g && !guard_yields(g, r)) {
+		err = -EPERM;
+	} else if (g) {
+		guards.nr_own -= g->own && !own;
+		g->own = own;
 		g->severity = arg->severity;
 		g->flags = arg->flags;
 		g->reader = arg->flags & HWERR_GUARD_KEEP ? NULL : r;
@@ -217,17 +242,23 @@ static int guard_arm(const struct hwerr_reader *r, struct task_struct *task,
 	return err;
 }
 
-static int guard_disarm(struct task_struct *task, struct hlist_head *gone)
+static int guard_disarm(const struct hwerr_reader *r, struct task_struct *task,
+			struct hlist_head *gone)
 {
 	struct hwerr_guard *g;
+	int err = 0;
 
 	raw_spin_lock_irq(&guards.lock);
 	guards_sweep(NULL, gone);
 	g = guard_find(task->tgid, task->start_boottime);
-	if (g)
+	if (!g)
+		err = -ENOENT;
+	else if (!guard_yields(g, r))
+		err = -EPERM;
+	else
 		guard_unlink(g, gone);
 	raw_spin_unlock_irq(&guards.lock);
-	return g ? 0 : -ENOENT;
+	return err;
 }
 
 int hwerr_guard_set(const struct hwerr_reader *r, const struct hwerr_ioc_guard *arg)
@@ -246,7 +277,7 @@ int hwerr_guard_set(const struct hwerr_reader *r, const struct hwerr_ioc_guard *
 	err = guard_target(r, arg->pidfd, &task);
 	if (err)
 		return err;
-	err = remove ? guard_disarm(task, &gone) : guard_arm(r, task, arg, &gone);
+	err = remove ? guard_disarm(r, task, &gone) : guard_arm(r, task, arg, &gone);
 	put_task_struct(task);
 	guards_free(&gone);
 	return err;

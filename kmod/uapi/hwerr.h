@@ -620,11 +620,12 @@ struct hwerr_ioc_seek {
  * The next error that hits the process, by its memory or a device it holds, and
  * is as severe, stops its VMs before the record can be read, and before
  * memory_failure() for a machine check. There is one guard for a process: arming
- * it again replaces the severity and the flags. It ends with the process.
+ * it again replaces the severity and the flags. It ends with the process. What an
+ * opener with CAP_SYS_ADMIN has armed, only such a one changes or disarms.
  *
  * Errors: EBADF no pidfd, ESRCH no such process any more, EPERM neither
- * CAP_SYS_ADMIN nor the opener's own process, EINVAL, ENOSPC 4096 guards,
- * ENOENT nothing to disarm.
+ * CAP_SYS_ADMIN nor the opener's own process, or armed with CAP_SYS_ADMIN, EINVAL,
+ * ENOSPC 4096 guards, or 2048 without CAP_SYS_ADMIN, ENOENT nothing to disarm.
  */
 struct hwerr_ioc_guard {
 	__s32 pidfd;
