@@ -14,6 +14,7 @@
 #include <grp.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -22,6 +23,7 @@
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -1091,6 +1093,201 @@ static void t_scope_unprivileged(void)
 	in_child(unprivileged, dev_open(0));
 }
 
+static void write_to(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY);
+
+	CHECK(fd >= 0 && write(fd, text, strlen(text)) == (ssize_t)strlen(text));
+	close(fd);
+}
+
+/* All capabilities, but those of a user namespace of one's own. */
+static void in_user_namespace(int w)
+{
+	struct hwerr_ioc_guard g = { .severity = HWERR_SEV_FATAL };
+	struct msg m;
+	int fd;
+
+	g.pidfd = syscall(SYS_pidfd_open, getppid(), 0);
+	drop_root();
+	/* Another uid makes the process's files root's, until it may be traced. */
+	CHECK(!prctl(PR_SET_DUMPABLE, 1) && !unshare(CLONE_NEWUSER));
+	write_to("/proc/self/setgroups", "deny");
+	write_to("/proc/self/uid_map", "0 65534 1");
+	write_to("/proc/self/gid_map", "0 65534 1");
+	CHECK(getuid() == 0);
+	fd = open(DEV, O_RDWR | O_NONBLOCK);
+	CHECK(fd >= 0 && info(fd).scope == HWERR_SCOPE_SELF);
+	put_number(w, HWERR_SEV_FATAL, 1);
+	CHECK(!readable(fd));
+	msg_init(&m, HWERR_SEV_FATAL, HWERR_SRC_USER);
+	FAILS(write(fd, &m.rec, m.rec.len), EPERM);
+	FAILS(ioctl(fd, HWERR_IOC_GUARD, &g), EPERM);
+}
+
+static void t_scope_user_namespace(void)
+{
+	in_child(in_user_namespace, dev_open(0));
+}
+
+/* A child with the file of its parent, which has no rights: the view is the parent's. */
+static void inherit(int w)
+{
+	struct hwerr_ioc_guard g = { .severity = HWERR_SEV_FATAL };
+	struct hwerr_ioc_filter f = { 0 };
+	int fd, status;
+	pid_t pid;
+
+	drop_root();
+	fd = open(DEV, O_RDWR | O_NONBLOCK);
+	CHECK(fd >= 0);
+	pid = fork();
+	if (!pid) {
+		g.pidfd = syscall(SYS_pidfd_open, getpid(), 0);
+		f.tgid = getpid();
+		FAILS(ioctl(fd, HWERR_IOC_GUARD, &g), EPERM);
+		FAILS(ioctl(fd, HWERR_IOC_STOP, &(struct hwerr_ioc_stop){ .pidfd = g.pidfd }),
+		      EPERM);
+		FAILS(ioctl(fd, HWERR_IOC_SET_FILTER, &f), EPERM);
+		put_number(w, HWERR_SEV_FATAL, 1);
+		CHECK(!readable(fd));
+		_exit(0);
+	}
+	CHECK(waitpid(pid, &status, 0) == pid && status == 0);
+}
+
+static void t_scope_inherited(void)
+{
+	in_child(inherit, dev_open(0));
+}
+
+static void guard_self(int fd, __u32 severity, __u32 flags, int err)
+{
+	struct hwerr_ioc_guard g = { .severity = severity, .flags = flags };
+
+	g.pidfd = syscall(SYS_pidfd_open, getpid(), 0);
+	CHECK(g.pidfd >= 0);
+	if (err)
+		FAILS(ioctl(fd, HWERR_IOC_GUARD, &g), err);
+	else
+		CHECK(!ioctl(fd, HWERR_IOC_GUARD, &g));
+	close(g.pidfd);
+}
+
+static void weaken(int root)
+{
+	int fd;
+
+	guard_self(root, HWERR_SEV_RECOVERABLE, 0, 0);
+	drop_root();
+	fd = open(DEV, O_RDWR);
+	CHECK(fd >= 0);
+	guard_self(fd, HWERR_SEV_FATAL, 0, EPERM);
+	guard_self(fd, 0, HWERR_GUARD_REMOVE, EPERM);
+	/* The one who may takes it back; then it is one's own to do with as one likes. */
+	guard_self(root, 0, HWERR_GUARD_REMOVE, 0);
+	guard_self(fd, HWERR_SEV_FATAL, 0, 0);
+	guard_self(fd, HWERR_SEV_RECOVERABLE, 0, 0);
+	guard_self(root, HWERR_SEV_DEFERRED, 0, 0);
+	guard_self(fd, 0, HWERR_GUARD_REMOVE, EPERM);
+	guard_self(root, 0, HWERR_GUARD_REMOVE, 0);
+	guard_self(fd, HWERR_SEV_FATAL, 0, 0);
+	guard_self(fd, 0, HWERR_GUARD_REMOVE, 0);
+	guard_self(fd, 0, HWERR_GUARD_REMOVE, ENOENT);
+}
+
+static void t_guard_not_weakened(void)
+{
+	in_child(weaken, dev_open(0));
+}
+
+#define GUARDS_OWN_MAX	2048
+
+/* One child after the other guards itself, until it is refused; they wait for the pipe's end. */
+static void crowd(int done)
+{
+	int up[2], hold[2], fd, n, err = 0;
+	char c;
+
+	drop_root();
+	CHECK(!pipe(up) && !pipe(hold));
+	for (n = 0; !err; n++) {
+		pid_t pid = fork();
+
+		CHECK(pid >= 0 && n <= GUARDS_OWN_MAX);
+		if (!pid) {
+			struct hwerr_ioc_guard g = { .severity = HWERR_SEV_FATAL };
+
+			close(hold[1]);
+			fd = open(DEV, O_RDWR);
+			g.pidfd = syscall(SYS_pidfd_open, getpid(), 0);
+			c = ioctl(fd, HWERR_IOC_GUARD, &g) ? errno : 0;
+			CHECK(write(up[1], &c, 1) == 1);
+			CHECK(read(hold[0], &c, 1) == 0);
+			_exit(0);
+		}
+		CHECK(read(up[0], &c, 1) == 1);
+		err = c;
+	}
+	CHECK(err == ENOSPC && n == GUARDS_OWN_MAX + 1);
+	/* @done was opened by root, and has room all the same. */
+	guard_self(done, HWERR_SEV_FATAL, 0, 0);
+	close(hold[1]);
+	while (wait(NULL) > 0)
+		;
+	fd = open(DEV, O_RDWR);
+	CHECK(fd >= 0);
+	guard_self(done, 0, HWERR_GUARD_REMOVE, 0);
+	guard_self(fd, HWERR_SEV_FATAL, 0, 0);
+}
+
+static void t_guard_room(void)
+{
+	in_child(crowd, dev_open(0));
+}
+
+static long switches(pid_t pid)
+{
+	char path[64], line[256];
+	long n = -1;
+	FILE *f;
+
+	snprintf(path, sizeof(path), "/proc/%d/status", pid);
+	f = fopen(path, "r");
+	CHECK(f);
+	while (fgets(line, sizeof(line), f))
+		if (sscanf(line, "voluntary_ctxt_switches: %ld", &n) == 1)
+			break;
+	fclose(f);
+	CHECK(n >= 0);
+	return n;
+}
+
+/* A process that moves its own cursor, without end, wakes nobody else. */
+static void t_seek_wakes_nobody(void)
+{
+	struct hwerr_ioc_seek s = { .whence = HWERR_SEEK_NOW };
+	int fd = dev_open(0), i, status;
+	long before;
+	pid_t pid = fork();
+
+	CHECK(pid >= 0);
+	if (!pid) {
+		struct pollfd p = { .fd = dev_open(O_NONBLOCK), .events = POLLIN };
+
+		CHECK(poll(&p, 1, -1) == 1);
+		_exit(0);
+	}
+	await_state(pid);
+	before = switches(pid);
+	for (i = 0; i < 1000; i++)
+		CHECK(!ioctl(fd, HWERR_IOC_SEEK, &s));
+	await_state(pid);
+	CHECK(switches(pid) - before < 10);
+	put_number(fd, HWERR_SEV_FATAL, 1);
+	CHECK(waitpid(pid, &status, 0) == pid && status == 0);
+}
+
 static void pass_fd(int sock, int fd)
 {
 	char c = 'x', ctl[CMSG_SPACE(sizeof(int))] = { 0 };
@@ -1155,7 +1352,9 @@ static const struct { const char *name; void (*fn)(void); } tests[] = {
 	T(ioctl_unknown), T(ioctl_sizes), T(guard_sizes), T(guard_list), T(ioctl_values),
 	T(info_stats),
 	T(write_marks), T(write_many), T(write_rejects), T(write_largest),
-	T(scope_unprivileged), T(scope_stays_with_opener), T(rmmod_refused),
+	T(scope_unprivileged), T(scope_user_namespace), T(scope_inherited),
+	T(scope_stays_with_opener), T(guard_not_weakened), T(guard_room), T(seek_wakes_nobody),
+	T(rmmod_refused),
 };
 
 int main(int argc, char **argv)
