@@ -90,3 +90,8 @@ def hwerr_guard() -> int:
 def hwerr_probe() -> int:
     """Entry point of hwerr-probe."""
     return run("hwerr-probe", ".probe")
+
+
+def hwerr_trace() -> int:
+    """Entry point of hwerr-trace."""
+    return run("hwerr-trace", ".trace")

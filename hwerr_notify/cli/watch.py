@@ -77,7 +77,7 @@ class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line."""
 
     def error(self, message: str) -> NoReturn:
-        complain(PROG, f"{message} (see {PROG} --help)")
+        complain(self.prog, f"{message} (see {self.prog} --help)")
         sys.exit(EXIT_USAGE)
 
 
@@ -279,14 +279,19 @@ def rich_writer(colour: bool) -> Callable[[Lines], None]:
     return write
 
 
-def text_form(verbose: bool) -> Callable[[Sequence[Event]], None]:
-    write: Callable[[Lines], None] = plain_writer
+def writer(prog: str) -> Callable[[Lines], None]:
+    """The one for this output and environment."""
     colour = not os.environ.get("NO_COLOR")
     if sys.stdout.isatty() or (colour and os.environ.get("FORCE_COLOR")):
         try:
-            write = rich_writer(colour)
+            return rich_writer(colour)
         except ImportError:
-            complain(PROG, "no colour: the Python package rich is not installed")
+            complain(prog, "no colour: the Python package rich is not installed")
+    return plain_writer
+
+
+def text_form(verbose: bool) -> Callable[[Sequence[Event]], None]:
+    write = writer(PROG)
 
     def lines(events: Sequence[Event]) -> Lines:
         today = datetime.now()
