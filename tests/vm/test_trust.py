@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: MIT
+"""Least privilege: what the commands need, and what they are refused without it. See docs/security.md."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from testbed.victim import Victim
+
+import hwerr_notify as h
+
+LIMIT = 120.0
+NOBODY = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "--no-new-privs"]
+NOTHING = [*NOBODY, "--bounding-set", "-all", "--inh-caps", "-all"]
+# All that hwerr-watch needs to see every error.
+ADMIN = [*NOBODY, "--inh-caps", "-all,+sys_admin", "--ambient-caps", "-all,+sys_admin",
+         "--bounding-set", "-all,+sys_admin"]  # fmt: skip
+
+
+@pytest.fixture
+def publisher() -> Iterator[h.Device]:
+    with h.open(publish=True) as device:
+        yield device
+
+
+def run(*argv: str) -> tuple[int, str, str]:
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=LIMIT, check=False)
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stdout, done.stderr
+
+
+def stats(*prefix: str) -> dict[str, Any]:
+    status, out, err = run(*prefix, "hwerr-watch", "--stats", "--json")
+    assert status == 0, err
+    form: dict[str, Any] = json.loads(out)
+    return form
+
+
+def test_the_device_is_open_to_all_and_only_a_device() -> None:
+    status = os.stat("/dev/hwerr")
+    assert stat.S_ISCHR(status.st_mode)
+    assert stat.S_IMODE(status.st_mode) == 0o666
+
+
+def test_watch_without_any_right_sees_nothing_of_others(publisher: h.Device) -> None:
+    seq = publisher.info().next_seq
+    publisher.publish(h.build(h.Task(1, comm="secret"), severity=h.Severity.FATAL, text="secret"))
+    status, out, err = run(*NOTHING, "hwerr-watch", "--since", "oldest", "--timeout", "0", "-v")
+    assert (status, out) == (3, "")
+    assert "only events that hit this process are seen" in err
+    form = stats(*NOTHING)
+    assert (form["records"], form["next_seq"], form["readers"]) == (0, 0, 0)
+    assert form["probes"] == {}
+    assert publisher.info().next_seq == seq + 1
+
+
+def test_watch_with_that_one_right_sees_all(publisher: h.Device) -> None:
+    seq = publisher.info().next_seq
+    with Victim() as victim:
+        victim.poison()
+        argv = ["hwerr-watch", "--since", str(seq), "--count", "1", "--timeout", str(LIMIT), "--json"]
+        status, out, err = run(*ADMIN, *argv)
+    assert (status, err) == (0, "")
+    (line,) = out.splitlines()
+    form = json.loads(line)
+    assert form["source"] == "memory_failure"
+    assert form["phys_addr"] == hex(victim.memory.pfn * 4096)
+    assert stats(*ADMIN)["records"] >= 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "status", "said"),
+    [
+        (["hwerr-watch", "--pid", "1", "--timeout", "0"], 5, "run as root"),
+        (["hwerr-probe", "run"], 5, "run as root"),
+        (["hwerr-probe", "unload"], 5, "run as root"),
+        (["hwerr-trace"], 5, "run as root"),
+    ],
+)
+def test_what_takes_more_is_refused_in_words(argv: list[str], status: int, said: str) -> None:
+    before = stats()
+    done, out, err = run(*NOTHING, *argv)
+    assert (done, out) == (status, "")
+    assert said in err
+    assert stats()["probes"] == before["probes"]
+
+
+def test_a_user_namespace_gives_no_right(publisher: h.Device) -> None:
+    """Root of a namespace of one's own, with every capability in it."""
+    publisher.publish(h.build(h.Task(1, comm="secret"), severity=h.Severity.FATAL, text="secret"))
+    inside = [*NOBODY, "unshare", "--user", "--map-root-user"]
+    assert stats(*inside)["records"] == 0
+    status, out, _ = run(*inside, "hwerr-watch", "--since", "oldest", "--timeout", "0", "--json")
+    assert (status, out) == (3, "")
+    code = "import hwerr_notify as h; h.open(publish=True).publish(h.build(severity=h.Severity.INFO))"
+    status, _, err = run(*inside, "sh", "-c", f'exec python -c "{code}" 2>&1 | grep PermissionError >&2')
+    assert "PermissionError" in err
+
+
+def test_hwerr_guard_is_roots(tmp_path: Path) -> None:
+    """Neither its socket nor its files are anybody's else, with the umask that lets most."""
+    policy = tmp_path / "guard.toml"
+    home = tmp_path.resolve()
+    policy.write_text(
+        f'state_dir = "{home}/state"\nrun_dir = "{home}/run"\n'
+        f'[[vm]]\nname = "*"\nqmp = "{home}/none/*.qmp"\n',
+        "utf-8",
+    )
+    for path in (tmp_path, *tmp_path.parents):
+        if path.is_relative_to("/tmp"):
+            path.chmod(0o755)
+    with subprocess.Popen(
+        ["sh", "-c", f"umask 0; exec hwerr-guard --policy {policy} run"], stderr=subprocess.PIPE, text=True
+    ) as daemon:
+        assert daemon.stderr
+        for line in daemon.stderr:
+            if "guarding" in line:
+                break
+        try:
+            assert run("hwerr-guard", "--policy", str(policy), "status")[0] == 0
+            assert stat.S_IMODE((tmp_path / "run/control").stat().st_mode) == 0o600
+            assert stat.S_IMODE((tmp_path / "state/incidents").stat().st_mode) == 0o700
+            status, out, err = run(*NOTHING, "hwerr-guard", "--policy", str(policy), "freeze", "web1")
+            assert (status, out) == (1, "")
+            assert "not permitted: run as root" in err
+        finally:
+            daemon.terminate()
+            daemon.wait(LIMIT)
