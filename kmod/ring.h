@@ -45,8 +45,8 @@ struct hwerr_audience {
  * @lost: lost, ever
  * @read: given, ever
  * @turns: changes of the filter and the cursor by ioctl; read without the lock
- * @waitq: who waits for that; for records they wait on hwerr_waitq
  *	by a read() that waits
+ * @waitq: who waits for that; for records they wait on hwerr_waitq
  * @filter: what it wants
  * @scope: HWERR_SCOPE_*; constant
  * @tgid: opener's process; constant
