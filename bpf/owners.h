@@ -24,7 +24,10 @@
 #define PAGE_SHIFT	12
 #define PAGE_SIZE	(1UL << PAGE_SHIFT)
 
-/* Pages of a range that are looked at; mappings told apart; steps of one walk; walks. */
+/*
+ * Pages of a range that are looked at; mappings told apart; steps over nodes of trees, for all
+ * of it: some ten milliseconds at most, also where interrupts are off; walks over one page.
+ */
 #define PAGES_MAX	64
 #define OWNERS_MAX	24
 #define STEPS_MAX	32768
@@ -37,6 +40,7 @@
 #define TASK_NEW	0x800
 #define TASK_DEAD	0x080
 #define HUGETLBFS_MAGIC	0x958458f6
+#define PINNED		1024	/* GUP_PIN_COUNTING_BIAS */
 #define MAPPING_FLAGS	3UL
 #define MAPPING_ANON	1UL
 
@@ -60,7 +64,7 @@ struct folio___6_2 {
 enum compound_dtor_id___6_1 { HUGETLB_PAGE_DTOR___6_1 = 2 };
 enum pagetype___6_12 { PGTY_hugetlb___6_12 = 0xf4 };
 enum pageflags___6_1 { PG_double_map___6_1 = 9 };
-enum pageflags___any { PG_hwpoison___any = 23 };
+enum pageflags___any { PG_locked___any, PG_hwpoison___any, PG_swapcache___any };
 
 struct cpuinfo_x86___hw {
 	__u8 x86_phys_bits;
@@ -111,7 +115,7 @@ enum turn { TURN_DOWN, TURN_HERE, TURN_UP };
  * @tree: enum tree of the walk under way
  * @turn: what to do at @node next
  * @node: rb_node, 0 at the end
- * @steps: of it, done
+ * @steps: done, of all walks
  * @lo: first wanted
  * @hi: last wanted
  * @pfn: page looked for
@@ -387,7 +391,10 @@ static long tree_step(__u32 index, struct place *p)
 
 	if (!r || !r->node)
 		return 1;
-	r->steps++;
+	if (r->steps++ >= STEPS_MAX) {
+		r->hw.flags |= HWERR_F_OWNERS_TRUNCATED;
+		return 1;
+	}
 	switch (r->turn) {
 	case TURN_DOWN:
 		next = word(FIELD(r->node, rb_node, rb_left));
@@ -437,12 +444,9 @@ static __always_inline void walk(struct room *r, struct place *p, __u32 tree, __
 	r->tree = tree;
 	r->turn = TURN_DOWN;
 	r->node = root;
-	r->steps = 0;
 	r->lo = lo;
 	r->hi = hi;
-	bpf_loop(STEPS_MAX, tree_step, p, 0);
-	if (r->steps >= STEPS_MAX)
-		r->hw.flags |= HWERR_F_OWNERS_TRUNCATED;
+	bpf_loop(STEPS_MAX + 1, tree_step, p, 0);
 }
 
 static __always_inline __u64 page_of(__u64 pfn)
@@ -488,6 +492,25 @@ static __always_inline int mapcount(__u64 page, __u64 head, bool large, bool hug
 	return hugetlb ? entire : own + entire;
 }
 
+#define PAGE_FLAG(at, name)							\
+	(word(FIELD(at, page, flags)) >>					\
+	 bpf_core_enum_value(enum pageflags___any, name##___any) & 1)
+
+/*
+ * A page that no page table maps: is there an owner to which nothing leads? Of poisoned
+ * pages, those in motion, swapped or pinned there is. As anon_unmapped() of kmod/owners_rmap.c.
+ */
+static __always_inline bool unmapped_owner(__u64 page, __u64 head, __u64 mapping)
+{
+	if (!mapping)
+		return false;
+	if (PAGE_FLAG(page, PG_hwpoison) || PAGE_FLAG(head, PG_hwpoison))
+		return true;
+	return mapping & MAPPING_ANON &&
+	       (PAGE_FLAG(head, PG_locked) || PAGE_FLAG(head, PG_swapcache) ||
+		half(FIELD(head, page, _refcount)) >= PINNED);
+}
+
 /* Looks once for who maps r->pfn: 0 done, 1 some are missing. */
 __noinline int hwerr_find_page(__u32 place)
 {
@@ -517,10 +540,7 @@ __noinline int hwerr_find_page(__u32 place)
 	expected = mapcount(page, head, large, hugetlb);
 	mapping = word(FIELD(head, page, mapping));
 	if (expected <= 0) {
-		/* In motion, swapped, or unmapped because it is poisoned: nothing leads to them. */
-		if (mapping & MAPPING_ANON ||
-		    (mapping && word(FIELD(page, page, flags)) >>
-		     bpf_core_enum_value(enum pageflags___any, PG_hwpoison___any) & 1))
+		if (unmapped_owner(page, head, mapping))
 			r->hw.flags |= HWERR_F_OWNERS_UNKNOWN;
 		return 0;
 	}
@@ -700,7 +720,10 @@ __noinline int hwerr_resolve(__u32 place)
 	r->end = r->addr + r->hw.phys_len;
 	if (r->end < r->addr)
 		r->end = ~0ULL;
+	r->steps = 0;
 	bpf_loop(PAGES_MAX + 1, page_step, &p, 0);
+	/* Slots are few, and a guest is to be named even in a crowd. */
+	r->steps = 0;
 	bpf_loop(r->hw.whos & (HWERR_HW_WHOS - 1), owner_step, &p, 0);
 	took = bpf_ktime_get_ns() - start;
 	r->hw.resolve_ns = took > 0xffffffff ? 0xffffffff : took;
