@@ -45,7 +45,7 @@ KINDS = {
     "memory_failure": "ras/memory_failure_event",
 }
 # How often each peer has its turn, and how often a turn has each kind of error.
-ROUNDS = int(os.environ.get("HWERR_PEERS_ROUNDS", "6"))
+ROUNDS = int(os.environ.get("HWERR_PEERS_ROUNDS", "4"))
 REPEAT = 4
 STORM_ROUNDS = int(os.environ.get("HWERR_PEERS_STORMS", "2"))
 STORM = int(os.environ.get("HWERR_PEERS_STORM", "100000"))
