@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import copy
 import csv
+import json
+import os
+import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -210,3 +214,75 @@ def test_a_section_is_replaced_and_the_others_stay(tmp_path: Path) -> None:
     assert [w for w in ("one", "two", "three") if w in text] == ["two", "three"]
     assert text.startswith("# head\n")
     assert text.index("three") < text.index("two")
+
+
+# -- visible -----------------------------------------------------------------------------
+
+# Stands where rasdaemon stands: of each error a row, then a line.
+CONSUMER = """\
+import sqlite3, sys
+db = sqlite3.connect(sys.argv[2], isolation_level=None)
+db.execute("create table if not exists t (x)")
+print("up", flush=True)
+while True:
+    for error in open(sys.argv[1]):
+        if error.startswith("row"):
+            db.execute("insert into t values (?)", (error,))
+        if "line" in error:
+            print("event", error.strip(), flush=True)
+"""
+
+
+@pytest.fixture
+def visible(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """`visible` on such a consumer, whose errors are what is written to tmp_path/errors."""
+    binary = tmp_path / "visible"
+    source = TESTS / "bench/peers/visible.c"
+    subprocess.run(["gcc", "-std=gnu11", "-O2", "-pthread", "-o", binary, source], check=True)
+    (tmp_path / "db").mkdir()
+    os.mkfifo(tmp_path / "errors")
+    argv = [sys.executable, "-c", CONSUMER, str(tmp_path / "errors"), str(tmp_path / "db/x.db")]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as consumer:
+        assert consumer.stdout is not None
+        assert consumer.stdout.readline() == b"up\n"
+        fd = consumer.stdout.fileno()
+        with subprocess.Popen(
+            [binary, str(fd), tmp_path / "db"], pass_fds=(fd,), text=True, stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, stderr=(tmp_path / "said").open("w"),
+        ) as process:  # fmt: skip
+            yield process
+            process.kill()
+        consumer.kill()
+
+
+def _inject(visible: subprocess.Popen[str], path: Path, text: str, patience: int) -> dict[str, int | None]:
+    assert visible.stdin is not None
+    assert visible.stdout is not None
+    visible.stdin.write(f" line\t{patience}\t{path}\t{text.encode().hex()}\n")
+    visible.stdin.flush()
+    return dict(json.loads(visible.stdout.readline()))
+
+
+def test_visible_sees_the_commit_before_the_line(visible: subprocess.Popen[str], tmp_path: Path) -> None:
+    for _ in range(3):
+        seen = _inject(visible, tmp_path / "errors", "row line\n", 30_000)
+        assert seen["row"] is not None
+        assert seen["line"] is not None
+        assert 0 < seen["row"] <= seen["line"]
+
+
+def test_visible_says_what_did_not_come(visible: subprocess.Popen[str], tmp_path: Path) -> None:
+    seen = _inject(visible, tmp_path / "errors", "line\n", 30_000)
+    assert seen["line"] is not None
+    assert seen["row"] is None
+    assert _inject(visible, tmp_path / "errors", "nothing\n", 200) == {"line": None, "row": None}
+
+
+def test_visible_ends_when_an_injection_is_refused(visible: subprocess.Popen[str], tmp_path: Path) -> None:
+    assert visible.stdin is not None
+    assert visible.stdout is not None
+    visible.stdin.write(f"x\t100\t{tmp_path / 'absent' / 'file'}\t00\n")
+    visible.stdin.flush()
+    assert visible.stdout.readline() == ""
+    assert visible.wait(30) == 1
+    assert "absent" in (tmp_path / "said").read_text("utf-8")
