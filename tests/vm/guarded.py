@@ -6,26 +6,36 @@ from __future__ import annotations
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 from testbed.guest import Guest, GuestConfig
 
-LIMIT = 120.0
+LIMIT = 300.0
 LIMITED = ("stop", "record", "release", "seal", "tell")
+
+
+def few(values: Iterable[Any], *quick: Any) -> list[Any]:
+    """Parameters of which only `quick` are tried by `make test`; the others by `make test-long`."""
+    import pytest
+
+    values = list(values)
+    assert set(map(str, quick)) <= set(map(str, values))
+    return [v if v in quick else pytest.param(v, marks=pytest.mark.long) for v in values]
 
 
 def guest_config(name: str, home: Path, *extra: str, **more: Any) -> GuestConfig:
     """A guest with a second monitor, for the guard: HOME/qmp/NAME.qmp. The first is anybody's."""
     (home / "qmp").mkdir(exist_ok=True)
     monitor = ("-qmp", f"unix:{home}/qmp/{name}.qmp,server=on,wait=off")
-    return GuestConfig(name=name, code="count", extra=(*monitor, *extra), **more)
+    return GuestConfig(name=name, extra=(*monitor, *extra), **{"code": "count", **more})
 
 
 class Daemon:
@@ -46,18 +56,33 @@ class Daemon:
         self.log = home / "log"
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self, *, fault: str | None = None, ready: bool = True) -> Self:
-        """Returns when it says READY; with `fault`, or without `ready`, at once."""
+    def start(
+        self,
+        *,
+        fault: str | None = None,
+        ready: bool = True,
+        path: Path | None = None,
+        watchdog: float | None = None,
+    ) -> Self:
+        """Returns when it says READY; with `fault`, or without `ready`, at once.
+
+        `path`: its PATH. `watchdog`: seconds within which it must say that it lives.
+        """
         address = self.home / "notify"
         address.unlink(missing_ok=True)
         environment = {k: v for k, v in os.environ.items() if k != "HWERR_GUARD_FAULT"}
         environment["NOTIFY_SOCKET"] = str(address)
         if fault:
             environment["HWERR_GUARD_FAULT"] = fault
+        command = shutil.which("hwerr-guard") or "hwerr-guard"
+        if path:
+            environment["PATH"] = str(path)
+        if watchdog:
+            environment["WATCHDOG_USEC"] = str(int(watchdog * 1e6))
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener, self.log.open("ab") as log:
             listener.bind(str(address))
             self.process = subprocess.Popen(
-                ["hwerr-guard", "--policy", str(self.policy), "run"],
+                [command, "--policy", str(self.policy), "run"],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
             )  # fmt: skip
             pidfd = os.pidfd_open(self.process.pid)

@@ -11,19 +11,23 @@ import signal
 import socket
 import struct
 import subprocess
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from guarded import Daemon, counter, guest_config, vcpu_time
-from testbed import inject, pagemap
-from testbed.guest import COUNTER_GPA, Guest
+from guarded import LIMIT, Daemon, counter, few, guest_config, vcpu_time
+from hit import Injector
+from probed import Service, bad_disk
+from testbed import inject, pagemap, vfio
+from testbed.guest import COUNTER_GPA, Guest, GuestConfig
 from testbed.qmp import Qmp, QmpError
-from testbed.records import MCI_ADDRV, MCI_EN, MCI_VAL, MceRecord
+from testbed.records import MCI_ADDRV, MCI_EN, MCI_UC, MCI_VAL, AerRecord, MceRecord
 from testbed.victim import Victim
 
 import hwerr_notify
+from hwerr_notify import probe
 from hwerr_notify.bpf import Seal
 
 pytestmark = pytest.mark.amd
@@ -161,7 +165,6 @@ def test_an_error_freezes_the_guest_for_good(home: Path) -> None:
         assert guest.pid not in seal.sealed()
 
 
-@pytest.mark.long
 def test_only_the_guest_that_was_hit(home: Path) -> None:
     """Errors on neighbours, on other processes, of lesser severity: nothing happens."""
     with (
@@ -205,19 +208,114 @@ def test_an_error_while_the_daemon_is_away(home: Path) -> None:
 # -- other layers -------------------------------------------------------------------
 
 
+FAILS = {
+    # What the guest does, whether hwerr-probe watches, what the incident says.
+    "a panic, told by QEMU": ("panic", False, "panic", "panicked"),
+    "a panic, seen in KVM": ("panic", True, "panic", "panic"),
+    "code that KVM cannot emulate, told by QEMU": ("emulate", False, "kvm", "internal-error"),
+    "code that KVM cannot emulate, seen in KVM": ("emulate", True, "kvm", ""),
+    # QEMU takes it for a reboot.
+    "a triple fault": ("triple", True, "kvm", "triple fault"),
+    "a disk that cannot read": ("read", False, "block", "I/O error"),
+}
+
+
+@pytest.mark.parametrize("what", few(FAILS, "a triple fault", "a disk that cannot read"))
+def test_a_guest_that_cannot_go_on(home: Path, what: str) -> None:
+    code, probes, layer, text = FAILS[what]
+    extra: tuple[str, ...] = ("-device", "pvpanic", "-action", "panic=pause")
+    with contextlib.ExitStack() as stack:
+        if code == "read":
+            disk = stack.enter_context(bad_disk())
+            extra += ("-drive", f"file={disk},if=ide,index=0,format=raw,rerror=stop,werror=stop")
+        if probes:
+            service = Service()
+            stack.callback(probe.unload)
+            stack.callback(service.stop)
+        guest = stack.enter_context(Guest.start(guest_config("web1", home, *extra, code=f"later-{code}")))
+        daemon = stack.enter_context(Daemon(home))
+        events = stack.enter_context(daemon.follow())
+        hva = guest.gpa2hva(COUNTER_GPA)
+        guest.go()
+        told = events.next("GUEST_FROZEN", "INCIDENT_FAILED")
+        assert told["event"] == "GUEST_FROZEN", daemon.said()
+        (incident,) = daemon.incidents()
+        assert incident["cause"]["layer"] == layer
+        assert text in incident["cause"]["message"]
+        before = counter(guest, hva)
+        assert guest.qmp is not None
+        tries_to_run(guest.qmp, "system_reset", "cont")
+        assert counter(guest, hva) == before
+
+
 @pytest.mark.long
-def test_a_panic_of_the_guest(home: Path) -> None:
-    extra = ("-device", "pvpanic", "-action", "panic=pause")
+def test_a_machine_check(home: Path) -> None:
     with (
-        Guest.start(guest_config("web1", home, *extra)) as guest,
+        Guest.start(guest_config("web1", home)) as guest,
         Daemon(home) as daemon,
         daemon.follow() as events,
     ):
-        # What the guest's driver would write.
-        guest.hmp("o /b 0x505 1")
+        hpa = guest.gpa2hpa(HIT_GPA)
+        status = MCI_VAL | MCI_EN | MCI_ADDRV | MCI_UC | 8 << 16 | 0x0813
+        inject.mce_sim(MceRecord(status=status, bank=4, addr=hpa))
         assert events.next("GUEST_FROZEN", "INCIDENT_FAILED")["event"] == "GUEST_FROZEN"
         (incident,) = daemon.incidents()
-        assert incident["cause"]["layer"] == "panic"
+        assert incident["cause"]["source"] == "mce"
+        assert incident["steps"]["stop"]["detail"] == "by the kernel, in the event path"
+
+
+@pytest.mark.long
+def test_an_error_of_a_device_it_was_given(home: Path) -> None:
+    """And the device's bus mastering is off afterwards."""
+    address = vfio.bind("aer0")
+    config = Path(f"/sys/bus/pci/devices/{address}/config")
+    try:
+        with (
+            Guest.start(guest_config("web1", home, "-device", f"vfio-pci,host={address}")) as guest,
+            Daemon(home) as daemon,
+            daemon.follow() as events,
+        ):
+            with config.open("r+b", buffering=0) as space:
+                space.seek(4)
+                space.write(bytes([config.read_bytes()[4] | 4]))
+            assert config.read_bytes()[4] & 4
+            inject.aer(AerRecord(uncor_status=0x8000, device=address, header_log=(1, 2, 3, 4)))
+            told = events.next("GUEST_FROZEN", "INCIDENT_FAILED")
+            assert told["event"] == "GUEST_FROZEN", daemon.said()
+            (incident,) = daemon.incidents()
+            assert incident["cause"]["source"] == "aer"
+            assert incident["steps"]["release"]["facts"]["devices"] == [address]
+            assert guest.qmp is not None
+            tries_to_run(guest.qmp, "cont")
+            assert not config.read_bytes()[4] & 4
+    finally:
+        vfio.unbind("aer0")
+
+
+@pytest.mark.long
+def test_corrected_errors_degrade_and_do_not_freeze(home: Path) -> None:
+    policy = '[[vm.degraded]]\nerrors = 3\nper = "page"'
+    with (
+        Guest.start(guest_config("web1", home)) as guest,
+        Injector() as injector,
+        Daemon(home, vm=policy) as daemon,
+        daemon.follow() as events,
+    ):
+        phys = guest.gpa2hpa(HIT_GPA)
+        injector.hit(phys)
+        # Of another page: they do not count with it.
+        for _ in range(2):
+            injector.hit(guest.gpa2hpa(HIT_GPA + PAGE))
+        injector.hit(phys)
+        injector.hit(phys)
+        told = events.next("DEGRADED", "GUEST_FROZEN", "INCIDENT_FAILED")
+        assert (told["event"], told["vm"]) == ("DEGRADED", "web1")
+        assert f"3 corrected errors of page {phys:#x}" in told["reason"]
+        done = daemon.run("status", "web1")
+        assert (done.returncode, "degraded" in done.stdout) == (0, True)
+        marker = json.loads((home / "run/degraded/web1").read_text("utf-8"))
+        assert marker["pid"] == guest.pid
+        assert (guest.status(), daemon.incidents()) == ("running", [])
 
 
 @pytest.mark.long
@@ -265,8 +363,7 @@ POINTS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("point", POINTS)
-@pytest.mark.long
+@pytest.mark.parametrize("point", few(POINTS, "before-record", "amid-release"))
 def test_killed_and_started_again(home: Path, point: str) -> None:
     disk = image(home)
     with Guest.start(guest_config("web1", home, *disk_options(disk))) as guest:
@@ -293,6 +390,38 @@ def test_killed_and_started_again(home: Path, point: str) -> None:
             assert guest.qmp is not None
             tries_to_run(guest.qmp, "system_reset", "cont")
             assert counter(guest, hva) == before
+
+
+def start_as(pid: int, config: GuestConfig) -> Guest:
+    """A guest whose process has that number, which must be free."""
+    for _ in range(20):
+        Path("/proc/sys/kernel/ns_last_pid").write_text(str(pid - 1), "ascii")
+        guest = Guest.start(config)
+        if guest.pid == pid:
+            return guest
+        guest.kill()
+    raise AssertionError(f"no process got the number {pid}")
+
+
+@pytest.mark.long
+def test_a_number_used_again(home: Path) -> None:
+    """A frozen guest ends while the daemon is away; what has its number now is somebody else."""
+    with Guest.start(guest_config("web1", home)) as guest, Daemon(home) as daemon:
+        assert daemon.run("freeze", "web1").returncode == 0
+        daemon.kill()
+        pid = guest.pid
+    with start_as(pid, guest_config("db1", home)) as other, daemon.start():
+        assert daemon.await_state(("gone", "frozen"), "web1")["state"] == "gone"
+        (found,) = daemon.status()["vms"]
+        assert (found["name"], found["state"], found["pid"]) == ("db1", "guarded", pid)
+        assert other.status() == "running"
+        hva = other.gpa2hva(COUNTER_GPA)
+        assert other.qmp is not None
+        other.qmp.execute("stop")
+        before = counter(other, hva)
+        other.qmp.execute("cont")
+        while counter(other, hva) == before:
+            assert other.status() == "running"
 
 
 # -- what goes wrong -----------------------------------------------------------------
@@ -324,28 +453,65 @@ def test_a_monitor_that_hangs(home: Path) -> None:
         assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.long
-def test_a_full_disk(home: Path) -> None:
+@pytest.mark.parametrize("what", few(["full", "read-only"], "full"))
+def test_a_disk_that_takes_nothing(home: Path, what: str) -> None:
+    """No incident that is not on disk is called FROZEN; once more when there is room."""
     state = home / "state"
     state.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(state)], check=True)
     try:
         with Guest.start(guest_config("web1", home)) as guest, Daemon(home) as daemon:
-            with contextlib.suppress(OSError), (state / "ballast").open("wb", buffering=0) as ballast:
-                while True:
-                    ballast.write(bytes(PAGE))
+            hva = guest.gpa2hva(COUNTER_GPA)
+            if what == "full":
+                with contextlib.suppress(OSError), (state / "ballast").open("wb", buffering=0) as ballast:
+                    while True:
+                        ballast.write(bytes(PAGE))
+            else:
+                subprocess.run(["mount", "-o", "remount,ro", str(state)], check=True)
             with daemon.follow() as events:
                 hit(guest)
                 told = events.next("GUEST_FROZEN", "INCIDENT_FAILED")
             assert (told["event"], told["step"]) == ("INCIDENT_FAILED", "record")
-            assert "No space left" in told["reason"]
+            assert {"full": "No space left", "read-only": "Read-only"}[what] in told["reason"]
             assert daemon.run("status", "web1").returncode == 11
-            (state / "ballast").unlink()
+            # Not FROZEN, and sealed all the same.
+            before = counter(guest, hva)
+            assert guest.qmp is not None
+            tries_to_run(guest.qmp, "system_reset", "cont")
+            assert counter(guest, hva) == before
+            if what == "full":
+                (state / "ballast").unlink()
+            else:
+                subprocess.run(["mount", "-o", "remount,rw", str(state)], check=True)
             done = daemon.run("freeze", "web1")
             assert (done.returncode, done.stderr) == (0, "")
             daemon.kill()
     finally:
         subprocess.run(["umount", "-l", str(state)], check=True)
+
+
+@pytest.mark.parametrize("cluster", ["absent", "hung"])
+@pytest.mark.long
+def test_pacemaker_that_is_not_there(home: Path, cluster: str) -> None:
+    """FROZEN is told to all others at once, status answers, and what could not be told is said in time."""
+    tools = home / "bin"
+    tools.mkdir()
+    if cluster == "hung":
+        for name in ("crm_node", "attrd_updater", "crm_resource"):
+            (tools / name).write_text("#!/bin/sh\nexec /bin/sleep 1000\n", "utf-8")
+            (tools / name).chmod(0o755)
+    daemon = Daemon(home, policy='[pacemaker]\nresource = "vm-{name}"')
+    guest = Guest.start(guest_config("web1", home))
+    with guest, daemon.start(path=tools), daemon.follow() as events:
+        hit(guest)
+        assert events.next("GUEST_FROZEN", "INCIDENT_FAILED")["event"] == "GUEST_FROZEN"
+        assert daemon.vm("web1")["state"] == "frozen"
+        while "tell" not in (incident := daemon.incidents()[0])["steps"]:
+            events.next()
+        assert incident["state"] == "frozen"
+        assert incident["steps"]["tell"]["state"] == "failed"
+        why = {"absent": "crm_node is not installed", "hung": "crm_node did not end within"}[cluster]
+        assert why in incident["steps"]["tell"]["detail"]
 
 
 @pytest.mark.long
@@ -392,7 +558,11 @@ def test_hooks_and_their_time(home: Path) -> None:
         assert (facts["occasion"], facts["vm"], facts["incident"]) == ("frozen", "web1", incident["id"])
         assert incident["state"] == "frozen"
         assert "slow did not end within 0.5 s" in incident["steps"]["tell"]["detail"]
-        assert not Path(f"/proc/{(home / 'slow.pid').read_text().strip()}").exists()
+        child = Path("/proc") / (home / "slow.pid").read_text("ascii").strip() / "stat"
+        # Killed, and then its new parent takes note of it when it likes.
+        deadline = time.monotonic() + LIMIT
+        while child.exists() and child.read_text("ascii").rpartition(")")[2].split()[0] not in "ZX":
+            assert time.monotonic() < deadline
 
 
 # -- release ----------------------------------------------------------------------------
@@ -440,25 +610,83 @@ def bridge() -> Iterator[str]:
     subprocess.run(["ip", "tuntap", "add", "hwtap0", "mode", "tap"], check=True)
     subprocess.run(["ip", "link", "set", "hwtap0", "up", "master", "hwbr0"], check=True)
     yield "hwbr0"
-    subprocess.run(["ip", "link", "del", "hwtap0"], check=True)
+    # One test deletes it itself.
+    subprocess.run(["ip", "link", "del", "hwtap0"], check=False, stderr=subprocess.DEVNULL)
     subprocess.run(["ip", "link", "del", "hwbr0"], check=True)
 
 
-@pytest.mark.long
-def test_the_tap_is_down_and_off_its_bridge(home: Path, bridge: str) -> None:
-    extra = ("-netdev", "tap,id=n0,ifname=hwtap0,script=no,downscript=no",
-             "-device", "virtio-net-pci,netdev=n0,romfile=")  # fmt: skip
-    link = Path("/sys/class/net/hwtap0")
+TAP = Path("/sys/class/net/hwtap0")
+
+
+def tap_options(*, vhost: bool = False) -> tuple[str, ...]:
+    if vhost:
+        subprocess.run(["modprobe", "vhost_net"], check=True)
+    backend = f"tap,id=n0,ifname=hwtap0,script=no,downscript=no,vhost={'on' if vhost else 'off'}"
+    return ("-netdev", backend, "-device", "virtio-net-pci,netdev=n0,romfile=")
+
+
+def reaches_the_tap(bridge: str) -> bool:
+    """Whether a frame that the bridge sends out of every port is handed to the tap."""
+    kind = b"\x88\xb5"
+    with (
+        socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)) as heard,
+        socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw,
+    ):
+        heard.bind(("hwtap0", 3))  # ETH_P_ALL: what goes out, too
+        heard.setblocking(False)
+        raw.bind((bridge, 0))
+        # When this returns the frame has gone where it goes.
+        raw.send(b"\xff" * 6 + b"\x02\0\0\0\0\1" + kind + bytes(50))
+        with contextlib.suppress(OSError):
+            while frame := heard.recv(2048):
+                if frame[12:14] == kind:
+                    return True
+    return False
+
+
+@pytest.mark.parametrize("vhost", few([False, True], True))
+def test_the_tap_is_down_and_off_its_bridge(home: Path, bridge: str, vhost: bool) -> None:
+    extra = tap_options(vhost=vhost)
     with Guest.start(guest_config("web1", home, *extra)) as guest, Daemon(home) as daemon:
-        assert (link / "master").exists()
+        assert (TAP / "master").exists()
+        subprocess.run(["ip", "link", "set", bridge, "up"], check=True)
+        assert reaches_the_tap(bridge)
         done = daemon.run("freeze", "web1")
         assert done.returncode == 0, done.stderr
         (incident,) = daemon.incidents()
         assert incident["steps"]["release"]["facts"]["taps"] == ["hwtap0"]
-        assert not (link / "master").exists()
-        assert not int((link / "flags").read_text(), 16) & 1
+        assert not (TAP / "master").exists()
+        assert not int((TAP / "flags").read_text(), 16) & 1
         infos = [p.read_text() for p in Path(f"/proc/{guest.pid}/fdinfo").iterdir()]
         assert not any(re.search(r"^iff:", i, re.M) for i in infos)
+        files = [os.readlink(p) for p in Path(f"/proc/{guest.pid}/fd").iterdir()]
+        assert "/dev/vhost-net" not in files
+        assert guest.qmp is not None
+        tries_to_run(guest.qmp, "system_reset", "cont")
+        assert not reaches_the_tap(bridge)
+
+
+@pytest.mark.long
+def test_the_tap_is_gone_already(home: Path, bridge: str) -> None:
+    with Guest.start(guest_config("web1", home, *tap_options())), Daemon(home) as daemon:
+        subprocess.run(["ip", "link", "del", "hwtap0"], check=True)
+        done = daemon.run("freeze", "web1")
+        assert done.returncode == 0, done.stderr
+        assert daemon.incidents()[0]["steps"]["release"]["facts"]["taps"] == []
+
+
+@pytest.mark.long
+def test_the_tap_is_set_up_again(home: Path, bridge: str) -> None:
+    """By a tool that thinks that it should be: not FROZEN, and said."""
+    hook = home / "hook"
+    hook.write_text("#!/bin/sh\n/sbin/ip link set hwtap0 up master hwbr0\n", "utf-8")
+    hook.chmod(0o755)
+    policy = f'[[hook]]\nrun = ["{hook}"]\non = ["release"]'
+    with Guest.start(guest_config("web1", home, *tap_options())), Daemon(home, policy=policy) as daemon:
+        done = daemon.run("freeze", "web1")
+        assert done.returncode == 7, done.stderr
+        assert "hwtap0 is up again" in done.stderr
+        assert daemon.incidents()[0]["state"] == "failed"
 
 
 # -- keep -------------------------------------------------------------------------------

@@ -20,6 +20,8 @@ pytestmark = [pytest.mark.amd, pytest.mark.long]
 
 URI = "qemu:///system"
 HIT_GPA = 0x200000
+AGENT = Path(__file__).resolve().parents[2] / "packaging/ocf/guest"
+RUNS, NOT_RUNNING, REFUSED = 0, 7, 4
 
 DOMAIN = """\
 <domain type="kvm"><name>web1</name><memory unit="MiB">64</memory>
@@ -129,6 +131,27 @@ def daemon_of(home: Path) -> Daemon:
     return daemon
 
 
+def agent(home: Path, action: str) -> int:
+    """What ocf:hwerr:guest says of the domain; it leaves a healthy one to ocf:heartbeat:VirtualDomain."""
+    done = subprocess.run(
+        [str(AGENT), action],
+        env={
+            "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+            "HOME": str(home),
+            "HA_RSCTMP": str(home),
+            "OCF_ROOT": "/usr/lib/ocf",
+            "OCF_RESOURCE_INSTANCE": "vm",
+            "OCF_RESKEY_CRM_meta_interval": "10000",
+            "OCF_RESKEY_name": "web1",
+            "OCF_RESKEY_config": str(home / "web1.xml"),
+            "OCF_RESKEY_run_dir": str(home / "run"),
+            "__OCF_ACTION": action,
+        },
+        capture_output=True, check=False, timeout=120,
+    )  # fmt: skip
+    return done.returncode
+
+
 def test_frozen_whatever_libvirt_is_told(home: Path, disk: Path) -> None:
     with daemon_of(home) as daemon, daemon.follow() as events:
         guest = Domain(daemon.vm("web1")["pid"])
@@ -144,6 +167,10 @@ def test_frozen_whatever_libvirt_is_told(home: Path, disk: Path) -> None:
                 virsh(verb, "web1")
             assert counter(guest, hva) == before
             assert unlocked(disk)
+        assert agent(home, "monitor") == NOT_RUNNING
+        assert agent(home, "start") == REFUSED
+        assert agent(home, "stop") == 0
+        assert Path(f"/proc/{guest.pid}").exists()
         daemon.kill()
         daemon.start()
         assert daemon.vm("web1")["state"] == "frozen"
@@ -159,6 +186,8 @@ def test_libvirt_hangs(home: Path, disk: Path, libvirtd: subprocess.Popen[bytes]
         hva = guest.address(COUNTER_GPA)
         pfn = pagemap.pfn_of(guest.pid, guest.address(HIT_GPA))
         os.kill(libvirtd.pid, signal.SIGSTOP)
+        # It gives libvirt 0.8 s, and then looks for the process itself; VirtualDomain would wait for ever.
+        assert agent(home, "monitor") == RUNS
         inject.hwpoison(pfn)
         told = events.next("GUEST_FROZEN", "INCIDENT_FAILED")
         assert (told["event"], told["step"]) == ("INCIDENT_FAILED", "record")
