@@ -401,10 +401,24 @@ class Guard:
             return
         vm = next((v for v in self.vms.values() if v.incident == incident.id), None)
         if vm is None:
-            note = "when hwerr-guard started, its process was gone"
-            self.spawn(self._put(replace(incident, state="gone", notes=(*incident.notes, note))))
+            self.spawn(self._gone_while_away(incident))
         elif incident.state != "failed":
             self._work(vm, incident)
+
+    async def _gone_while_away(self, incident: Incident) -> None:
+        note = "when hwerr-guard started, its process was gone"
+        incident = await self._put(replace(incident, state="gone", notes=(*incident.notes, note)))
+        facts = {
+            "vm": incident.vm,
+            "uuid": incident.uuid,
+            "pid": incident.pid,
+            "incident": incident.id,
+            "state": incident.state,
+            "cause": incident.cause,
+        }
+        self.publish({"event": "INCIDENT_GONE", **facts})
+        for why in await self.teller.hooks("gone", facts):
+            log.error("VM %s: telling: %s", incident.vm, why)
 
     def _stopped_while_away(self, vm: Vm) -> None:
         """The kernel's guard may have stopped it while nobody read the file."""
