@@ -11,10 +11,9 @@
  * A program that its reader loaded goes with its reader.
  */
 #include "owners.h"
-#include "mf_types.h"
 
 #define MCJ_EXCEPTION		0x8		/* asm/mce.h */
-#define MCE_IN_KERNEL_RECOV	(1ULL << 6)
+#define MCE_IN_KERNEL_RECOV	0x40
 #define FEATURE_OVERFLOW_RECOV	(17 * 32 + 0)	/* asm/cpufeatures.h */
 #define FEATURE_SUCCOR		(17 * 32 + 1)
 #define FEATURE_SMCA		(17 * 32 + 3)
@@ -24,8 +23,8 @@
 #define CPER_MEM_VALID_PA	0x2
 #define CPER_MEM_VALID_PA_MASK	0x4
 #define CPER_MEM_VALID_ERROR_TYPE 0x4000
-#define MF_ACTION_REQUIRED	(1 << 1)	/* enum mf_flags, linux/mm.h */
-#define MF_SW_SIMULATED		(1 << 5)
+#define MF_ACTION_REQUIRED	0x2	/* enum mf_flags, linux/mm.h */
+#define MF_SW_SIMULATED		0x20
 
 #define CALLS_MAX	16
 
@@ -129,7 +128,8 @@ static __always_inline __u64 whos(struct hwerr_hw *hw)
 	return (hw->whos & (2 * HWERR_HW_WHOS - 1)) * sizeof(struct hwerr_hw_who);
 }
 
-static __always_inline void body(struct hwerr_hw *hw, struct hwerr_info *head, __u16 type, __u32 len)
+static __always_inline void body(struct hwerr_hw *hw, struct hwerr_info *head, __u16 type,
+				 __u32 len)
 {
 	head->len = len;
 	head->type = type;
@@ -218,7 +218,8 @@ int hwerr_mce(struct bpf_raw_tracepoint_args *ctx)
 		r->hw.flags |= HWERR_F_OWNERS_UNKNOWN;
 	}
 	if (hwerr_mce_is_yellow(i))
-		__builtin_memcpy(r->hw.text, "corrected errors above the threshold (status yellow)", 53);
+		__builtin_memcpy(r->hw.text,
+				 "corrected errors above the threshold (status yellow)", 53);
 	hwerr_resolve(PLACE_MCE);
 	emit(&r->hw, whos(&r->hw));
 	return 0;
@@ -226,24 +227,26 @@ int hwerr_mce(struct bpf_raw_tracepoint_args *ctx)
 
 /* memory_failure(): kmod/source_memfail.c */
 
-#define MF_CASE(name, words)								\
-	if (bpf_core_enum_value_exists(enum mf_action_page_type___hw, name##___hw) &&	\
-	    type == (int)bpf_core_enum_value(enum mf_action_page_type___hw, name##___hw)) { \
-		__builtin_memcpy(hw->text, words, sizeof(words));			\
-		return;									\
-	}
-#define MF_NAME(name, words)	name##___hw,
-
+#define HWERR_MF_TYPES_6_11
+#define HWERR_MF_TYPE(name, ...)	name##___hw,
 enum mf_action_page_type___hw {
-	HWERR_MF_TYPES(MF_NAME)
-	HWERR_MF_TYPES_6_11(MF_NAME)
+#include "mf_types.h"
 };
+
+#undef HWERR_MF_TYPE
+
+#define MF_IS(type, name)							\
+	(bpf_core_enum_value_exists(enum mf_action_page_type___hw, name) &&	\
+	 (type) == (int)bpf_core_enum_value(enum mf_action_page_type___hw, name))
 
 static __always_inline void memfail_text(struct hwerr_hw *hw, int type)
 {
-	HWERR_MF_TYPES(MF_CASE)
-	HWERR_MF_TYPES_6_11(MF_CASE)
-	__builtin_memcpy(hw->text, HWERR_MF_TYPE_OTHER, sizeof(HWERR_MF_TYPE_OTHER));
+#define HWERR_MF_TYPE(name, words)						\
+	MF_IS(type, name##___hw) ? (void)__builtin_memcpy(hw->text, words, sizeof(words)) :
+
+#include "mf_types.h"
+	(void)__builtin_memcpy(hw->text, "page of a type not known here", 30);
+#undef HWERR_MF_TYPE
 }
 
 static __always_inline void memfail_done(struct hwerr_hw *hw, int type, int result, __u32 flags)
@@ -364,7 +367,8 @@ int hwerr_edac(struct bpf_raw_tracepoint_args *ctx)
 	i->grain = grain;
 	bpf_probe_read_kernel_str(i->label, sizeof(i->label), (void *)ctx->args[2]);
 	ident(&r->hw, address, i->syndrome,
-	      (__u64)(__u8)i->mc << 32 | (__u8)i->top << 16 | (__u8)i->mid << 8 | (__u8)i->low, type);
+	      (__u64)(__u8)i->mc << 32 | (__u8)i->top << 16 | (__u8)i->mid << 8 | (__u8)i->low,
+	      type);
 	if (address) {
 		len = grain ? grain : PAGE_SIZE;
 		r->hw.phys_addr = address & ~(len - 1);
@@ -381,8 +385,8 @@ int hwerr_edac(struct bpf_raw_tracepoint_args *ctx)
 
 /* Firmware records: kmod/source_cper.c */
 
-static __always_inline struct hwerr_info_cper *cper_fill(struct room *r, void *section, void *fru,
-							  void *fru_text)
+static __always_inline struct hwerr_info_cper *cper_fill(struct room *r, void *section,
+							 void *fru, void *fru_text)
 {
 	struct hwerr_info_cper *i = (void *)r->hw.body;
 

@@ -22,7 +22,7 @@
 #include "hardware.h"
 
 #define PAGE_SHIFT	12
-#define PAGE_SIZE	(1UL << PAGE_SHIFT)
+#define PAGE_SIZE	4096UL
 
 /*
  * Pages of a range that are looked at; mappings told apart; steps over nodes of trees, for all
@@ -201,8 +201,9 @@ static __always_inline __u64 phys_mask(void)
 {
 	__u8 bits = 0;
 
-	bpf_probe_read_kernel(&bits, 1,
-			      (void *)FIELD((__u64)&boot_cpu_data, cpuinfo_x86___hw, x86_phys_bits));
+	__u64 at = FIELD((__u64)&boot_cpu_data, cpuinfo_x86___hw, x86_phys_bits);
+
+	bpf_probe_read_kernel(&bits, 1, (void *)at);
 	return (1ULL << (bits & 63)) - 1;
 }
 
@@ -413,8 +414,9 @@ static long tree_step(__u32 index, struct place *p)
 			if (r->tree == TREE_ANON)
 				at = word(FIELD(at, anon_vma_chain, vma));
 			first = word(FIELD(at, vm_area_struct, vm_pgoff));
-			last = first + ((word(FIELD(at, vm_area_struct, vm_end)) -
-					 word(FIELD(at, vm_area_struct, vm_start))) >> PAGE_SHIFT) - 1;
+			last = word(FIELD(at, vm_area_struct, vm_end)) -
+			       word(FIELD(at, vm_area_struct, vm_start));
+			last = first + (last >> PAGE_SHIFT) - 1;
 		}
 		if (first > r->hi)
 			return 0;
@@ -516,7 +518,7 @@ __noinline int hwerr_find_page(__u32 place)
 {
 	struct place p = { .at = place };
 	struct room *r = room_of(place);
-	__u64 page, head, mapping, root, index, host;
+	__u64 page, head, second, mapping, root, index, host;
 	int expected, after;
 	bool large, hugetlb;
 	__u32 order = 0;
@@ -528,8 +530,8 @@ __noinline int hwerr_find_page(__u32 place)
 		return 0;	/* no memory of the kernel's */
 	head = head & 1 ? head - 1 : page;
 	/* A head is known by the page behind it. */
-	large = head != page ||
-		word(FIELD(head + bpf_core_type_size(struct page), page, compound_head)) == (head | 1);
+	second = head + bpf_core_type_size(struct page);
+	large = head != page || word(FIELD(second, page, compound_head)) == head + 1;
 	if (!half(FIELD(head, page, _refcount)))
 		return 0;	/* free */
 	hugetlb = large && is_hugetlb(head);
@@ -549,8 +551,7 @@ __noinline int hwerr_find_page(__u32 place)
 	if (hugetlb && LINUX_KERNEL_VERSION < (6 << 16 | 7 << 8)) {
 		if (bpf_core_field_exists(struct page___6_1, compound_order))
 			bpf_probe_read_kernel(&order, 1,
-					      (void *)FIELD(head + bpf_core_type_size(struct page),
-							    page___6_1, compound_order));
+					      (void *)FIELD(second, page___6_1, compound_order));
 		index <<= order & 31;
 	}
 	r->pgoff = index + (page - head) / bpf_core_type_size(struct page);
@@ -669,7 +670,8 @@ __noinline int hwerr_identify(__u32 place)
 	leader = word(FIELD(task, task_struct, group_leader));
 	w->tgid = half(FIELD(leader, task_struct, tgid));
 	w->start_ns = word(FIELD(leader, task_struct, start_boottime));
-	bpf_probe_read_kernel_str(w->comm, sizeof(w->comm), (void *)FIELD(leader, task_struct, comm));
+	bpf_probe_read_kernel_str(w->comm, sizeof(w->comm),
+				  (void *)FIELD(leader, task_struct, comm));
 	exe = word(FIELD(mm, mm_struct, exe_file));
 	exe = word(FIELD(exe, file, f_path.dentry));
 	exe = word(FIELD(exe, dentry, d_name.name));

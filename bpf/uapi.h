@@ -8,7 +8,7 @@
 #include "hwerr.h"
 
 /* They are called from one place each, and structs are not returned by calls. */
-#define inline inline __attribute__((always_inline))
+#define inline __always_inline
 #include "classify.h"
 #undef inline
 

@@ -175,19 +175,19 @@ static inline struct task_struct *hwerr_vcpu_task(struct kvm_vcpu *vcpu)
 				       void (const struct cper_sec_proc_arm *)))
 
 /* enum mf_action_page_type in words; NULL if not known. */
-#include "mf_types.h"
-
 static inline const char *hwerr_mf_type_name(int type)
 {
-#define HWERR_MF_CASE(name, words)	case name: return words;
-	switch (type) {
-	HWERR_MF_TYPES(HWERR_MF_CASE)
+	/* See the list. */
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 11, 0)
-	HWERR_MF_TYPES_6_11(HWERR_MF_CASE)
+#define HWERR_MF_TYPES_6_11
 #endif
-	}
-#undef HWERR_MF_CASE
-	return NULL;
+#define HWERR_MF_TYPE(name, words)	[name] = words,
+	static const char * const names[] = {
+#include "mf_types.h"
+	};
+#undef HWERR_MF_TYPE
+
+	return type >= 0 && type < ARRAY_SIZE(names) ? names[type] : NULL;
 }
 
 #endif /* _HWERR_COMPAT_H */

@@ -189,8 +189,8 @@ static void memfail_event(void *data, unsigned long pfn, int type, int result)
 		m->mf_result = result;
 	}
 	name = hwerr_mf_type_name(type);
-	hwerr_draft_text(d, "%s%s", name ? name : HWERR_MF_TYPE_OTHER,
-			 c && c->flags & MF_SW_SIMULATED ? HWERR_MF_SIMULATED : "");
+	hwerr_draft_text(d, "%s%s", name ? name : "page of a type not known here",
+			 c && c->flags & MF_SW_SIMULATED ? " (simulated)" : "");
 	hwerr_submit(d);
 }
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 from holder import HUGE, MADV_MERGEABLE, PAGE, Holder
+from probed import Service
 from test_owners import random_gpa, start
 from test_sources import (
     ADDRV,
@@ -49,7 +50,7 @@ from testbed.records import AerRecord, MceRecord, parse_mce_inject, parse_mcelog
 from testbed.victim import Victim
 
 import hwerr_notify
-from hwerr_notify import Event, Flags, Severity, Source
+from hwerr_notify import Event, Flags, Severity, Source, probe
 from hwerr_notify.moduleless import HOOKS, Moduleless
 from hwerr_notify.names import Names
 
@@ -261,14 +262,14 @@ def test_firmware(both: Both) -> None:
     for n, name in enumerate(("none", "corrected", "recoverable", "panic")):
         for section, length in (
             ("11111111-2222-3333-4444-555566667777", 100 + n),
-            ("71761d37-32b2-45cd-a7d0-b0fedd93e8cf", 3000),
+            ("71761d37-32b2-45cd-a7d0-b0fedd93e8cf", 128),
         ):
             data = bytes(b % 251 for b in range(length))
             fru = "01020304-0506-0708-090a-0b0c0d0e0f10"
             inject.non_standard(name, section, data, fru=fru, text=name)
             event, _ = both.one(section_of(section, name))
             assert event.cper is not None
-            assert data.startswith(event.cper.data)
+            assert event.cper.data == data
 
 
 # -- who is hit ---------------------------------------------------------------
@@ -610,3 +611,39 @@ def test_weaker_nothing_is_stopped() -> None:
         event = wait(device, lambda e: e.source == Source.MEMORY_FAILURE)
         assert [(g.pid, g.gpa, g.stopped) for g in event.guests] == [(guest.pid, 0x600000, False)]
         assert not event.stops
+
+
+def test_module_and_probes_together_tell_nothing_twice() -> None:
+    """One error on each path, with hwerr-probe running: a record from each source that saw it, linked."""
+    load_sim()
+    probe.unload()
+    service = Service()
+    try:
+        with hwerr_notify.open() as device, Victim() as victim:
+            _tsc[0] += 1
+            put(inject.SIM / "mce", f"status={VAL | UC | EN | 0x9F} vendor={INTEL} tsc={_tsc[0]}")
+            inject.edac("ue", msg="one of memory")
+            inject.aer(
+                AerRecord(uncor_status=0x8000, device=inject.pci_address("aer0"), header_log=(1, 2, 3, 4))
+            )
+            victim.poison()
+            inject.extlog("recoverable", text="the last")
+            events: list[Event] = []
+            deadline = time.monotonic() + LIMIT
+            while not any(e.source == Source.CPER for e in events):
+                assert time.monotonic() < deadline
+                events += device.read(1.0)
+            # The service publishes what it saw before it ends.
+            assert service.stop()[0] == 0
+            events += device.drain()
+        hardware = [e.source for e in events if not e.software]
+        assert sorted(hardware) == [
+            Source.MCE, Source.AER, Source.EDAC, Source.MEMORY_FAILURE, Source.CPER,
+        ]  # fmt: skip
+        (failure,) = (e for e in events if e.source == Source.MEMORY_FAILURE)
+        # Some kernels send no signal for madvise().
+        assert [(e.source, e.id) for e in events if e.software] in ([], [(Source.SIGBUS, failure.id)])
+    finally:
+        if service.process.poll() is None:
+            service.stop()
+        probe.unload()
