@@ -8,9 +8,9 @@
  *
  *	TRACE_x			attach x; its value is what user space knows it by
  *	x_FIELD			offset of a field that a filter looks at
- *	FILTER_BANK, FILTER_CPU, FILTER_PID, FILTER_SEVERITY
+ *	ONLY_BANK, ONLY_CPU, ONLY_PID, ONLY_SEVERITY
  *				let only this pass (severity: this and worse)
- *	FILTER_NAME_0..7	let only this device or DIMM pass: 64 bytes, filled with
+ *	ONLY_NAME_0..7	let only this device or DIMM pass: 64 bytes, filled with
  *				zeros, as eight words
  *	MCE_FACTS		HWERR_MCE_*, what is known of the CPU
  *	STACKS			stack of each
@@ -20,13 +20,18 @@
  */
 #include <linux/errno.h>
 
+/* bcc links no functions: all of the classifier has to be inlined. */
+#pragma push_macro("inline")
+#undef inline
+#define inline __always_inline
 #include "classify.h"
+#pragma pop_macro("inline")
 
 #define RAW_MAX		1024
 #define NAME_WORDS	8
 
 /* Laid out for user space: hwerr_notify/tracepoint.py. */
-struct trace_event {
+struct hwerr_trace_event {
 	u64 time_ns;
 	u32 event;
 	u32 cpu;
@@ -54,14 +59,14 @@ BPF_STACK_TRACE(stacks, 1024);
 
 static __always_inline int severe(u8 severity)
 {
-#ifdef FILTER_SEVERITY
-	return severity >= FILTER_SEVERITY;
+#ifdef ONLY_SEVERITY
+	return severity >= ONLY_SEVERITY;
 #else
 	return 1;
 #endif
 }
 
-#ifdef FILTER_NAME_0
+#ifdef ONLY_NAME_0
 /* @at: offset of a string's offset (__data_loc). */
 static __always_inline int named(void *ctx, u32 at)
 {
@@ -69,24 +74,24 @@ static __always_inline int named(void *ctx, u32 at)
 	u32 loc = FIELD(ctx, u32, at);
 
 	bpf_probe_read_kernel_str(name, sizeof(name), ctx + (loc & 0xffff));
-	return name[0] == FILTER_NAME_0 && name[1] == FILTER_NAME_1 &&
-	       name[2] == FILTER_NAME_2 && name[3] == FILTER_NAME_3 &&
-	       name[4] == FILTER_NAME_4 && name[5] == FILTER_NAME_5 &&
-	       name[6] == FILTER_NAME_6 && name[7] == FILTER_NAME_7;
+	return name[0] == ONLY_NAME_0 && name[1] == ONLY_NAME_1 &&
+	       name[2] == ONLY_NAME_2 && name[3] == ONLY_NAME_3 &&
+	       name[4] == ONLY_NAME_4 && name[5] == ONLY_NAME_5 &&
+	       name[6] == ONLY_NAME_6 && name[7] == ONLY_NAME_7;
 }
 #endif
 
 static __always_inline int emit(void *ctx, u32 event)
 {
 	u64 id = bpf_get_current_pid_tgid();
-	struct trace_event *e;
+	struct hwerr_trace_event *e;
 
-#ifdef FILTER_PID
-	if (id >> 32 != FILTER_PID)
+#ifdef ONLY_PID
+	if (id >> 32 != ONLY_PID)
 		return 0;
 #endif
-#ifdef FILTER_CPU
-	if (bpf_get_smp_processor_id() != FILTER_CPU)
+#ifdef ONLY_CPU
+	if (bpf_get_smp_processor_id() != ONLY_CPU)
 		return 0;
 #endif
 	e = events.ringbuf_reserve(sizeof(*e));
@@ -115,11 +120,11 @@ static __always_inline int emit(void *ctx, u32 event)
 #ifdef TRACE_MCE_RECORD
 int trace_mce_record(void *ctx)
 {
-#ifdef FILTER_BANK
-	if (FIELD(ctx, u8, MCE_RECORD_BANK) != FILTER_BANK)
+#ifdef ONLY_BANK
+	if (FIELD(ctx, u8, MCE_RECORD_BANK) != ONLY_BANK)
 		return 0;
 #endif
-#ifdef FILTER_SEVERITY
+#ifdef ONLY_SEVERITY
 	struct hwerr_info_mce m = {
 		.status = FIELD(ctx, u64, MCE_RECORD_STATUS),
 		.addr = FIELD(ctx, u64, MCE_RECORD_ADDR),
@@ -143,7 +148,7 @@ int trace_mce_record(void *ctx)
 #ifdef TRACE_AER_EVENT
 int trace_aer_event(void *ctx)
 {
-#ifdef FILTER_NAME_0
+#ifdef ONLY_NAME_0
 	if (!named(ctx, AER_EVENT_DEV_NAME))
 		return 0;
 #endif
@@ -156,7 +161,7 @@ int trace_aer_event(void *ctx)
 #ifdef TRACE_MC_EVENT
 int trace_mc_event(void *ctx)
 {
-#ifdef FILTER_NAME_0
+#ifdef ONLY_NAME_0
 	if (!named(ctx, MC_EVENT_LABEL))
 		return 0;
 #endif

@@ -169,9 +169,9 @@ def flags(wanted: Wanted, layouts: dict[int, Format], facts: int = 0) -> list[st
     numbers = {"BANK": wanted.bank, "CPU": wanted.cpu, "PID": wanted.pid}
     if wanted.severity is not None and wanted.severity > min(Severity):
         numbers["SEVERITY"] = int(wanted.severity)
-    out += [f"-DFILTER_{name}={value}" for name, value in numbers.items() if value is not None]
+    out += [f"-DONLY_{name}={value}" for name, value in numbers.items() if value is not None]
     if (compared := wanted.device or wanted.dimm) is not None:
-        out += [f"-DFILTER_NAME_{n}={word:#x}ULL" for n, word in enumerate(words(compared))]
+        out += [f"-DONLY_NAME_{n}={word:#x}ULL" for n, word in enumerate(words(compared))]
     if wanted.stacks:
         out.append("-DSTACKS")
     return out

@@ -21,7 +21,7 @@ from .event import Event
 
 __all__ = ["KNOWN", "Field", "Format", "Known", "Pairer", "RawEvent", "bars", "hist_key", "parse_format"]
 
-# struct trace_event of bpf/trace.bcc.c, less the entry.
+# struct hwerr_trace_event of bpf/trace.bcc.c, less the entry.
 _HEAD = struct.Struct("<QIIIIiI16s")
 
 _FIELD = re.compile(

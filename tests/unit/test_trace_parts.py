@@ -258,18 +258,18 @@ def test_a_storm_is_bounded() -> None:
 def test_flags_say_what_is_wanted() -> None:
     found = flags(Wanted(bank=4, pid=7, cpu=1, severity=Severity.DEFERRED, stacks=True), {1: MCE}, 0x1C)
     assert {
-        "-DTRACE_MCE_RECORD=1", "-DMCE_RECORD_BANK=113", "-DMCE_RECORD_STATUS=24", "-DFILTER_BANK=4",
-        "-DFILTER_PID=7", "-DFILTER_CPU=1", "-DFILTER_SEVERITY=2", "-DSTACKS", "-DMCE_FACTS=0x1c",
+        "-DTRACE_MCE_RECORD=1", "-DMCE_RECORD_BANK=113", "-DMCE_RECORD_STATUS=24", "-DONLY_BANK=4",
+        "-DONLY_PID=7", "-DONLY_CPU=1", "-DONLY_SEVERITY=2", "-DSTACKS", "-DMCE_FACTS=0x1c",
     } <= set(found)  # fmt: skip
     assert not [f for f in found if "NAME" in f or "AER" in f]
     plain = flags(Wanted(severity=Severity.INFO), LAYOUTS)
-    assert not [f for f in plain if "FILTER" in f or f == "-DSTACKS"]
+    assert not [f for f in plain if "ONLY" in f or f == "-DSTACKS"]
 
 
 def test_every_flag_is_one_the_source_knows() -> None:
     """And every macro that the source compares is given."""
     source = (TOP / "bpf/trace.bcc.c").read_text("utf-8")
-    used = set(re.findall(r"\b(?:TRACE|FILTER|MCE|AER|MC|MEMORY|EXTLOG|NON|ARM|KVM)_[A-Z0-9_]+\b", source))
+    used = set(re.findall(r"\b(?:TRACE|ONLY|MCE|AER|MC|MEMORY|EXTLOG|NON|ARM|KVM)_[A-Z0-9_]+\b", source))
     layouts = {n: Format(name, (*LAYOUTS[1].fields, *[
         type(LAYOUTS[1].fields[0])(f, "u8", 8, 1, False, False, False)
         for f in {"sev", *sum((k.fields for k in KNOWN.values()), ())} if LAYOUTS[1].offset(f) is None
@@ -284,8 +284,8 @@ def test_every_flag_is_one_the_source_knows() -> None:
 
 def test_names_are_compared_in_words() -> None:
     found = flags(Wanted(device="0000:01:00.0"), {3: AER})
-    assert f"-DFILTER_NAME_0={int.from_bytes(b'0000:01:', 'little'):#x}ULL" in found
-    assert "-DFILTER_NAME_7=0x0ULL" in found
+    assert f"-DONLY_NAME_0={int.from_bytes(b'0000:01:', 'little'):#x}ULL" in found
+    assert "-DONLY_NAME_7=0x0ULL" in found
     # A quote or a blank is no part of a command line; what is too long is cut as the kernel cuts it.
     assert b"".join(w.to_bytes(8, "little") for w in words('a" b' + "x" * 99)) == b'a" b' + b"x" * 59 + b"\0"
 

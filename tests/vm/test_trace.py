@@ -34,7 +34,7 @@ class Tracer:
 
     def __init__(self, *argv: str) -> None:
         self.process = subprocess.Popen(
-            ["hwerr-trace", *argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
+            ["with-headers", "hwerr-trace", *argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
         )
         assert self.process.stdout
         assert self.process.stderr
@@ -250,8 +250,7 @@ def ends(*argv: str, **more: Any) -> tuple[int, str]:
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
     nobody = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
     assert ends(*nobody, "hwerr-trace") == (5, "hwerr-trace: not permitted: run as root")
-    hidden = "mount -t tmpfs none /lib/modules && exec hwerr-trace --source mce"
-    status, said = ends("unshare", "-m", "sh", "-c", hidden)
+    status, said = ends("hwerr-trace", "--source", "mce")
     assert status == 6
     assert said.endswith(f"apt-get install linux-headers-{os.uname().release}")
     (tmp_path / "bcc.py").write_text("raise ImportError('none')\n", "ascii")
@@ -262,7 +261,8 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
 
 @pytest.mark.amd
 def test_interrupted_while_it_compiles() -> None:
-    with subprocess.Popen(["hwerr-trace", "--source", "mce"], stderr=subprocess.PIPE, text=True) as process:
+    argv = ["with-headers", "hwerr-trace", "--source", "mce"]
+    with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
         for line in process.stderr:
             if "compiling the probe for mce:mce_record" in line:
