@@ -90,36 +90,51 @@ def _qom_path(qdev: str) -> str:
     return qdev if qdev.startswith("/") else f"/machine/peripheral/{qdev}"
 
 
-async def _detach_device(monitor: Monitor, block: dict[str, Any], n: int, taken: set[str]) -> str | None:
-    """Puts an empty node in the place of the device's; why not, or None."""
-    name = block.get("device")
-    if name:
+def _detaching(
+    monitor: Monitor, block: dict[str, Any], n: int, taken: set[str]
+) -> tuple[list[Coroutine[Any, Any, Any]], str | None]:
+    """Commands that put an empty node in the place of the device's, and that node's name if there is one.
+
+    The last returns why it could not be, or None.
+    """
+    if name := block.get("device"):
         # Made with -drive: the backend lets its node go at once, in use or not.
-        said = (await hmp(monitor, f"drive_del {name}")).strip()
-        return said or None
-    qdev = block.get("qdev")
-    if not qdev:
-        return "a node without a device"
+        return [_drive_del(monitor, name)], None
+    if not block.get("qdev"):
+        return [_without_device()], None
     while (empty := f"{PLACEHOLDER}{n}") in taken:
         n += 1
     taken.add(empty)
-    target = {"path": _qom_path(qdev), "property": "drive"}
     add = {"driver": "null-co", "node-name": empty, "read-zeroes": True, "size": 0}
-    why: str | None
-    _, why = await together(
+    return [
         monitor.execute("blockdev-add", add),
-        _may_refuse(monitor, "qom-set", {**target, "value": empty}),
-    )
-    if why and "ontext" in why:
-        # The device's node lives in an I/O thread: the empty one has to, too.
-        for thread in answer(await monitor.execute("query-iothreads"), list, "query-iothreads"):
-            if await _may_refuse(
-                monitor, "x-blockdev-set-iothread", {"node-name": empty, "iothread": thread["id"]}
-            ):
-                continue
-            why = await _may_refuse(monitor, "qom-set", {**target, "value": empty})
-            if why is None:
-                break
+        _may_refuse(monitor, "qom-set", _property(block["qdev"], empty)),
+    ], empty
+
+
+def _property(qdev: str, node: str) -> dict[str, Any]:
+    return {"path": _qom_path(qdev), "property": "drive", "value": node}
+
+
+async def _without_device() -> str:
+    return "a node without a device"
+
+
+async def _drive_del(monitor: Monitor, name: str) -> str | None:
+    return (await hmp(monitor, f"drive_del {name}")).strip() or None
+
+
+async def _in_its_thread(monitor: Monitor, qdev: str, empty: str) -> str | None:
+    """The device's node lives in an I/O thread: the empty one has to, too. Why it cannot, or None."""
+    why: str | None = "its I/O thread is not found"
+    for thread in answer(await monitor.execute("query-iothreads"), list, "query-iothreads"):
+        if await _may_refuse(
+            monitor, "x-blockdev-set-iothread", {"node-name": empty, "iothread": thread["id"]}
+        ):
+            continue
+        why = await _may_refuse(monitor, "qom-set", _property(qdev, empty))
+        if why is None:
+            break
     return why
 
 
@@ -131,31 +146,45 @@ async def _detach(monitor: Monitor) -> list[str]:
     blocks, nodes = await _look(monitor)
     left = _theirs(nodes)
     taken = {str(node["node-name"]) for node in nodes}
-    held = {}
+    commands: list[Coroutine[Any, Any, Any]] = []
+    last: dict[int, int] = {}  # of a block's commands
+    empty: dict[int, str | None] = {}
     for n, block in enumerate(blocks):
         node = block.get("inserted", {}).get("node-name")
         if node is not None and not str(node).startswith(PLACEHOLDER):
-            held[n] = str(block.get("device") or block.get("qdev") or node)
-    devices = [_detach_device(monitor, blocks[n], n, taken) for n in held]
-    whys: list[str | None] = []
-    while left or devices:
+            more, empty[n] = _detaching(monitor, block, n, taken)
+            commands += more
+            last[n] = len(commands) - 1
+    said, left = await _delete(monitor, left, commands)
+    whys = {n: said[at] for n, at in last.items()}
+    for n, why in whys.items():
+        if why and "ontext" in why and (node := empty[n]):
+            whys[n] = await _in_its_thread(monitor, str(blocks[n]["qdev"]), node)
+    reasons = [
+        f"{blocks[n].get('device') or blocks[n].get('qdev') or n}: {why}" for n, why in whys.items() if why
+    ]
+    while left:
         before = len(left)
-        # A node may be deleted when nothing stands on it: from the top down.
-        named = [str(node["node-name"]) for node in left if not str(node["node-name"]).startswith("#")]
-        *said, nodes = await together(
-            *devices,
-            *(_may_refuse(monitor, "blockdev-del", {"node-name": name}) for name in named),
-            monitor.execute("query-named-block-nodes", {"flat": True}),
-        )
-        left = _theirs(nodes)
-        if devices:
-            # Some may have been detached only after an answer, and their nodes been asked for too early.
-            whys, devices = said[: len(devices)], []
-        elif len(left) >= before:
-            return [f"{name}: {why}" for name, why in zip(held.values(), whys, strict=True) if why] + (
-                [why for why in said if why] or [f"{node['node-name']} stays" for node in left]
-            )
-    return [f"{name}: {why}" for name, why in zip(held.values(), whys, strict=True) if why]
+        said, left = await _delete(monitor, left, [])
+        if len(left) >= before:
+            return reasons + ([why for why in said if why] or [f"{node['node-name']} stays" for node in left])
+    return reasons
+
+
+async def _delete(
+    monitor: Monitor, nodes: list[dict[str, Any]], first: list[Coroutine[Any, Any, Any]]
+) -> tuple[list[Any], list[dict[str, Any]]]:
+    """Tells QEMU `first`, then to delete the nodes, from the top down: one may go when nothing stands on it.
+
+    What all of them said, and the nodes that are left.
+    """
+    names = [str(node["node-name"]) for node in nodes if not str(node["node-name"]).startswith("#")]
+    *said, left = await together(
+        *first,
+        *(_may_refuse(monitor, "blockdev-del", {"node-name": name}) for name in names),
+        monitor.execute("query-named-block-nodes", {"flat": True}),
+    )
+    return said, _theirs(left)
 
 
 async def _inactivate(monitor: Monitor, poisoned: bool) -> str:

@@ -80,10 +80,11 @@ class Steps:
     async def freeze(self, vm: Vm, incident: Incident) -> Incident:
         """From where the incident is, to FROZEN, failed or gone. Never raises for what a step meets.
 
-        That it has begun is saved while the guest is being stopped: if the daemon is killed before
-        that is on disk, the kernel and QEMU still know that the guest was stopped, and why.
+        That it has begun is saved while the guest is being stopped. If the kernel has stopped it the kernel
+        knows, and says so to a daemon that comes after this one: then the stop is saved first.
         """
-        begun = asyncio.ensure_future(self.save(incident))
+        known = not incident.steps and bool(incident.cause.get("stopped"))
+        begun = None if known else asyncio.ensure_future(self.save(incident))
         steps = {"stop": self._stop, "record": self._record, "release": self._release, "seal": self._seal}
         failed = False
         for name in FREEZING:
@@ -107,8 +108,9 @@ class Steps:
             fault_point(f"inside-{name}")
             if name == FREEZING[0]:
                 # A disk that does not take it will not take the next, either, and that is told.
-                with suppress(Fault):
-                    await begun
+                if begun is not None:
+                    with suppress(Fault):
+                        await begun
                 fault_point("begun")
             if name != FREEZING[-1]:
                 incident, failed = await self._keep_going(vm, incident, name, failed)
