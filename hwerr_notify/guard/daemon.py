@@ -147,8 +147,6 @@ class Guard:
         await asyncio.gather(*self._tasks, *self._sockets.values(), return_exceptions=True)
         for front in self.fronts.values():
             await front.close()
-        for libvirt in self._libvirts:
-            libvirt.close()
         for vm in self.vms.values():
             if vm.monitor is not None:
                 await vm.monitor.aclose()

@@ -29,17 +29,18 @@ log = logging.getLogger("hwerr-guard")
 
 # What QEMU's monitor says that libvirt passes on to who asks for it.
 _EVENTS = ("STOP", "RESUME", "GUEST_PANICKED", "BLOCK_IO_ERROR", "RESET", "SHUTDOWN")
-_RETRY = 10.0
+# A connection that is lost, or cannot be had, is tried again after so many seconds, first and at most.
+_RETRY_FIRST, _RETRY_MOST = 0.5, 10.0
 
-# Of its own, so that a libvirtd that hangs takes none from those who look and save.
-_threads = Threads(32, "libvirt-call")
 
 
 class LibvirtMonitor:
     """QEMU's monitor behind a domain."""
 
-    def __init__(self, domain: Any, pid: int) -> None:
+    def __init__(self, domain: Any, pid: int, thread: Threads) -> None:
+        """`thread` is the one that may use the domain's connection."""
         self._domain = domain
+        self._thread = thread
         self._pid = pid
         self.closed = asyncio.Event()
 
@@ -59,7 +60,7 @@ class LibvirtMonitor:
         try:
             async with asyncio.timeout(limit):
                 text = await loop.run_in_executor(
-                    _threads, libvirt_qemu.qemuMonitorCommand, self._domain, message, 0
+                    self._thread, libvirt_qemu.qemuMonitorCommand, self._domain, message, 0
                 )
         except TimeoutError:
             raise MonitorError(f"libvirt did not answer {command} within {limit:g} s") from None
@@ -103,13 +104,8 @@ class Libvirt:
         # Set when its running domains are guarded, or it cannot be reached.
         self.tried = asyncio.Event()
         self._connection: Any = None
+        self._monitors: list[LibvirtMonitor] = []
         self._loop = asyncio.get_running_loop()
-
-    def close(self) -> None:
-        if self._connection is not None:
-            # It says good-bye to libvirtd, and waits for the answer.
-            _threads.submit(self._connection.close)
-            self._connection = None
 
     async def run(self) -> None:
         """Until cancelled. Without libvirtd it tries again now and then."""
@@ -118,16 +114,26 @@ class Libvirt:
         except ImportError:
             raise GuardError("a policy names libvirt: apt-get install python3-libvirt") from None
         await asyncio.to_thread(self._start_events, libvirt)
+        wait = _RETRY_FIRST
         while True:
             lost = asyncio.Event()
+            # One thread for each connection, so that a libvirtd that hangs takes none from those who look and
+            # save. And no more: before 10.3 two calls at the same time can crash the client (CVE-2024-4418).
+            self._thread = Threads(1, "libvirt-call")
             try:
-                self._connection = await self._loop.run_in_executor(_threads, libvirt.open, self.uri)
+                # Never closed: that would say good-bye to libvirtd, and wait for the answer.
+                self._connection = await self._loop.run_in_executor(self._thread, libvirt.open, self.uri)
                 self.guard.unreachable.pop(self.uri, None)
+                wait = _RETRY_FIRST
                 await self._serve(libvirt, lost)
             except libvirt.libvirtError as error:
                 self.guard.unreachable[self.uri] = str(error)
+            for monitor in self._monitors:
+                monitor.closed.set()
+            self._monitors.clear()
             self.tried.set()
-            await asyncio.sleep(_RETRY)
+            await asyncio.sleep(wait)
+            wait = min(2 * wait, _RETRY_MOST)
 
     def _start_events(self, libvirt: Any) -> None:
         import threading
@@ -167,7 +173,7 @@ class Libvirt:
         for name in _EVENTS:
             libvirt_qemu.qemuMonitorEventRegister(connection, None, name, on_qemu, None)
         flags = libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE
-        for domain in await self._loop.run_in_executor(_threads, connection.listAllDomains, flags):
+        for domain in await self._loop.run_in_executor(self._thread, connection.listAllDomains, flags):
             await self._add(domain)
         self.tried.set()
         await lost.wait()
@@ -187,7 +193,8 @@ class Libvirt:
             return
         try:
             pid = await asyncio.to_thread(_process_of, domain.UUIDString())
-            monitor = LibvirtMonitor(domain, pid)
+            monitor = LibvirtMonitor(domain, pid, self._thread)
+            self._monitors.append(monitor)
             await self.guard.add(name, domain.UUIDString(), pid, policy, self.uri, monitor)
             self.guard.unreachable.pop(f"{self.uri} {name}", None)
         except (OSError, ValueError, MonitorError) as error:
