@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: MIT
+"""What is made of the samples of the mode without the module: events, repetitions, links."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+pytest.importorskip("hwerr_notify._libbpf")
+
+from hwerr_notify import Event, Flags, Mce, Severity, Source
+from hwerr_notify.event import _put
+from hwerr_notify.moduleless import _Book, _compose, _layouts
+
+PAGE = 4096
+SECOND = 10**9
+KVM, SLOT, GONE = 1, 2, 4
+
+
+def sample(*whos: dict[str, Any], data: bytes = b"", **fields: Any) -> bytes:
+    head, who = _layouts()
+    fields = {"time_ns": SECOND, "count": 1, "mf_type": -1, "mf_result": -1, "whos": len(whos), **fields}
+    return head.pack(fields) + b"".join(who.pack(w) for w in whos) + data
+
+
+def owner(pid: int, va: int, **more: Any) -> dict[str, Any]:
+    return {"tgid": pid, "va": va, "len": PAGE, "start_ns": pid * SECOND, "comm": b"name", **more}
+
+
+def slot(of: int, va: int, gpa: int, vm: int = 7) -> dict[str, Any]:
+    return {"flags": SLOT, "owner": of, "va": va, "len": PAGE, "gpa": gpa, "vm": vm, "slot": 3}
+
+
+def corrected(mono_ns: int, **more: Any) -> bytes:
+    return sample(time_ns=mono_ns, severity=1, source=int(Source.EDAC), ident=(1, 2, 3, 4), **more)
+
+
+def test_owners_come_as_the_module_lists_them() -> None:
+    event, _ = _compose(
+        sample(
+            owner(10, 0x1000),
+            owner(11, 0x2000, flags=GONE),
+            owner(12, 0x3000, exe=b"qemu-system-x86"),
+            owner(13, 0x4000, flags=KVM, vm=7),
+            owner(14, 0x5000, flags=KVM, vm=9),
+            slot(3, 0x4000, 0xA000),
+            slot(3, 0x4000, 0xB000),
+            severity=3, source=int(Source.MCE), phys_addr=0x9000, phys_len=PAGE, resolve_ns=5,
+        )
+    )  # fmt: skip
+    assert [(g.pid, g.hva, g.gpa, g.kvm) for g in event.guests] == [
+        (13, 0x4000, 0xA000, True), (13, 0x4000, 0xB000, True), (14, 0x5000, None, True),
+        (12, 0x3000, None, False),
+    ]  # fmt: skip
+    assert [(t.pid, t.va, t.len, t.comm) for t in event.tasks] == [(10, 0x1000, PAGE, "name")]
+    ids = [g.vm_id for g in event.guests]
+    assert ids[0] == ids[1] != ids[2] != 0
+    assert ids[3] == 0
+    # The kernel's pointers are nobody's business.
+    assert 7 not in ids
+    assert event.memory is not None
+    assert (event.memory.phys_addr, event.memory.resolve_ns, event.memory.result) == (0x9000, 5, None)
+
+
+def test_more_owners_than_a_record_has_room_for() -> None:
+    whos = [owner(13, 0x4000, flags=KVM, vm=7), *(slot(0, 0x4000, n * PAGE) for n in range(63))]
+    event, _ = _compose(sample(*whos, severity=3, phys_len=PAGE))
+    assert Flags.OWNERS_TRUNCATED in event.flags
+    assert 30 < len(event.guests) < 63
+
+
+def test_an_info_is_taken_as_it_is() -> None:
+    mce = Mce(status=1 << 63, addr=0x1234, bank=4, vendor=2)
+    body = _put(mce)
+    event, _ = _compose(sample(body=body, body_len=len(body), severity=1))
+    assert event.mce == mce
+
+
+def test_text_of_each_source() -> None:
+    edac, _ = _compose(sample(source=int(Source.EDAC), text=b"one", detail=b"two"))
+    assert edac.text == "one: two"
+    failure, _ = _compose(sample(source=int(Source.MEMORY_FAILURE), text=b"dirty page", mf_flags=0x20))
+    assert failure.text == "dirty page (simulated)"
+
+
+def test_repetitions_are_counted_with_the_first() -> None:
+    book = _Book()
+    first = book.enter(*_compose(corrected(SECOND)))
+    assert first is not None
+    for n in range(3):
+        assert book.enter(*_compose(corrected(SECOND + n, count=2))) is None
+    # Another one is not among them.
+    assert book.enter(*_compose(sample(severity=1, source=int(Source.MCE), ident=(1, 2, 3, 4)))) is not None
+    assert book.due() == 2 * SECOND
+    assert not book.over(2 * SECOND - 1)
+    (told,) = book.over(2 * SECOND)
+    assert (told.count, told.id, told.seq) == (6, first.id, 3)
+    assert Flags.COALESCED in told.flags
+    assert book.due() == 0
+    assert (book.errors, book.records, book.coalesced) == (8, 3, 6)
+
+
+def test_uncorrected_errors_are_never_repetitions() -> None:
+    book = _Book()
+    raw = sample(severity=3, source=int(Source.EDAC), ident=(1, 2, 3, 4))
+    assert [book.enter(*_compose(raw)) is not None for _ in range(3)] == [True] * 3
+
+
+def hit(book: _Book, source: Source, severity: Severity, at: int, addr: int = 0x9000) -> Event:
+    raw = sample(
+        time_ns=at,
+        severity=int(severity),
+        source=int(source),
+        phys_addr=addr,
+        phys_len=PAGE,
+        ident=(at, 0, 0, 0),
+    )
+    event = book.enter(*_compose(raw))
+    assert event is not None
+    return event
+
+
+def test_records_of_one_error_are_linked() -> None:
+    book = _Book()
+    first = hit(book, Source.MCE, Severity.RECOVERABLE, SECOND)
+    second = hit(book, Source.MEMORY_FAILURE, Severity.FATAL, 2 * SECOND)
+    assert (second.id, Flags.LINKED in second.flags) == (first.id, True)
+    # Counted once, as the worst.
+    assert (book.errors, book.linked) == (1, 1)
+    assert (book.by_severity[Severity.RECOVERABLE], book.by_severity[Severity.FATAL]) == (0, 1)
+    # The same source again, other memory, a corrected one, or later: another error.
+    for other in (
+        hit(book, Source.MCE, Severity.RECOVERABLE, 3 * SECOND),
+        hit(book, Source.EDAC, Severity.RECOVERABLE, 3 * SECOND, addr=0xF000),
+        hit(book, Source.EDAC, Severity.CORRECTED, 3 * SECOND),
+        hit(book, Source.CPER, Severity.RECOVERABLE, 30 * SECOND),
+    ):
+        assert other.id == other.seq
+        assert Flags.LINKED not in other.flags
+    assert book.errors == 5
+
+
+def test_a_full_table_forgets_none_that_has_something_to_tell() -> None:
+    book = _Book()
+    for n in range(32):
+        for _ in range(2):
+            raw = sample(time_ns=SECOND + n, severity=1, source=int(Source.EDAC), ident=(n + 1, 0, 0, 0))
+            book.enter(*_compose(raw))
+    extra = sample(time_ns=SECOND + 40, severity=1, source=int(Source.EDAC), ident=(99, 0, 0, 0))
+    assert [book.enter(*_compose(extra)) is not None for _ in range(2)] == [True, True]
+    assert sum(e.count for e in book.over(3 * SECOND)) == 32
+    assert book.errors == 66
