@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -68,7 +68,7 @@ def put_section(path: Path, name: str, text: str) -> None:
 class Report:
     def __init__(self, result: dict[str, Any]) -> None:
         self.m: dict[str, Any] = result["measure"]
-        self.severity: dict[str, Any] = result["severity"]
+        self.severity: dict[str, Any] = result.get("severity", {})
         self.kernel: str = result["kernel"]
         self.titles: dict[str, str] = self.m["titles"]
 
@@ -85,14 +85,14 @@ class Report:
         values = [v for r in self.m["latency"] if peer in r for k in r[peer]["ns"].values() for v in k]
         return sum(v is None for v in values), len(values)
 
-    def pairs(self, peer: str) -> list[float]:
-        """Medians of hwerr / of the peer, one pair for a kind and a round."""
+    def pairs(self, peer: str, pick: Callable[[list[float]], float] = median) -> list[float]:
+        """hwerr / the peer, of the medians or what `pick` makes of them; one for a kind and a round."""
         found = []
         for turn in self.m["latency"]:
             for kind in KINDS:
                 ours, theirs = (self.ns(p, kind, [turn]) for p in (HWERR, peer))
                 if ours and theirs:
-                    found.append(median(ours) / median(theirs))
+                    found.append(pick(ours) / pick(theirs))
         return found
 
     def daemons(self) -> list[str]:
@@ -114,10 +114,17 @@ class Report:
             pairs = self.pairs(peer)
             missing, of = self.unseen(peer)
             cells.append(f"{missing} of {of}")
-            cells.append("1" if peer == HWERR else ratio_text(pairs) if pairs else "–")
+            for values in (pairs, self.pairs(peer, min)):
+                cells.append("1" if peer == HWERR else ratio_text(values) if values else "–")
             rows.append(cells)
         return table(
-            ["consumer", *TITLES.values(), "not seen", "hwerr-poll's median / its median"],
+            [
+                "consumer",
+                *TITLES.values(),
+                "not seen",
+                "hwerr-poll's median / its",
+                "hwerr-poll's least / its",
+            ],
             rows,
         )
 
@@ -177,6 +184,8 @@ class Report:
         return {g: grades.count(g) for g in ("right", "wrong", "silent", "missing")}
 
     def severities(self) -> str:
+        if not self.severity:
+            return "Not measured: `scripts/bench-peers --only severity`."
         present = [p for p in self.titles if any(p in c["by"] for c in self.severity.values())]
         rows = []
         for name, case in self.severity.items():
@@ -212,7 +221,7 @@ class Report:
         found = []
         for peer in self.daemons():
             pairs = self.pairs(peer)
-            what = f"latency, hwerr-poll / {self.titles[peer]}"
+            what = f"latency, median, hwerr-poll / {self.titles[peer]}"
             found.append(Goal(what, ratio_text(pairs), "≤ 0.1 ×", median(pairs) <= 0.1))
         for peer in (HWERR, "hwerr-watch"):
             untold = max((abs(s["raised"] - s["seen"] - s["told"]) for s in self.storm_of(peer)), default=-1)
@@ -253,7 +262,8 @@ for the storm.
 
 ![Latency: median and 99th percentile of each consumer, logarithmic](latency-{suffix}.svg)
 
-p50 / p99; least … most of the pairs in the last column.
+p50 / p99; the last two columns compare the medians and the leasts of each kind in each round. The least is \
+what the machine's other work disturbs least.
 
 {self.latency()}
 
@@ -331,7 +341,7 @@ and trace_pipe {rings["trace"]} KiB, perf {rings["perf"]} KiB.
 class Plot:
     """Rows of a chart, as SVG that is read on light and on dark."""
 
-    left, width, row, top = 300, 440, 26, 44
+    left, width, row, top = 350, 420, 26, 44
     STYLE = """\
 text { font: 12px sans-serif; fill: #24292f } .dim { fill: #57606a } .title { font-weight: bold }
 .grid { stroke: #8c959f; stroke-opacity: .4 } .a { fill: #0969da; stroke: #0969da }
