@@ -83,6 +83,7 @@ int main(int argc, char **argv)
 	/* Records are multiples of eight bytes, so each is aligned if the first is. */
 	static _Alignas(8) char buf[4 * HWERR_RECORD_MAX];
 	struct hwerr_ioc_filter filter = { .tgid = getpid() };
+	struct hwerr_ioc_info info;
 	struct pollfd pfd = { .events = POLLIN };
 
 	pfd.fd = open("/dev/hwerr", O_RDONLY | O_NONBLOCK | O_CLOEXEC);
@@ -90,7 +91,15 @@ int main(int argc, char **argv)
 		perror("/dev/hwerr");
 		return 1;
 	}
-	if (argc > 1 && !strcmp(argv[1], "-a"))
+	if (ioctl(pfd.fd, HWERR_IOC_INFO, &info)) {
+		perror("HWERR_IOC_INFO");
+		return 1;
+	}
+	/*
+	 * Without CAP_SYS_ADMIN there is nothing but one's own. With it, one's number in the
+	 * initial PID namespace is wanted, which a container does not know: so drop it first.
+	 */
+	if ((argc > 1 && !strcmp(argv[1], "-a")) || info.scope == HWERR_SCOPE_SELF)
 		filter.tgid = 0;
 	if (ioctl(pfd.fd, HWERR_IOC_SET_FILTER, &filter)) {
 		perror("HWERR_IOC_SET_FILTER");

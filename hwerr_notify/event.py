@@ -587,9 +587,8 @@ class Event:
 
     @property
     def earlier_boot(self) -> bool:
-        """From a boot before this one: found at load, with a time that is not of this boot's clock."""
-        head = self._head
-        return bool(head[_FLAGS] & lib.HWERR_F_EARLIER and head[_REAL]) and not head[_MONO]
+        """From a boot before this one: the platform had kept it."""
+        return bool(self._head[_FLAGS] & lib.HWERR_F_OTHER_BOOT)
 
     @property
     def infos(self) -> tuple[Info, ...]:

@@ -44,7 +44,7 @@ def _mce(m: Mce) -> dict[str, Any]:
         "synd": hex(m.synd) if m.synd else None,
         "ipid": hex(m.ipid) if m.ipid else None,
         "ppin": hex(m.ppin) if m.ppin else None,
-        "tsc": m.tsc,
+        "tsc": hex(m.tsc) if m.tsc else None,
         "ip": hex(m.ip) if m.ip_valid else None,
         "cs": m.cs,
         "cpuid": hex(m.cpuid),
@@ -125,7 +125,7 @@ def _guest(g: Guest, pci: Pci | None) -> dict[str, Any]:
         "device": pci.address if g.by_device and pci else None,
         "stopped": g.stopped,
         "slot": g.slot,
-        "vm_id": g.vm_id,
+        "vm_id": hex(g.vm_id) if g.vm_id else None,
         "start_ns": g.start_ns,
     }
 

@@ -84,12 +84,12 @@ void hwerr_record_exit(void);
 void hwerr_record_flush(void);
 
 /*
- * owners.c: task context, may be with preemption off, never sleeps unless
- * preemptible() at entry. Appends GUEST and TASK infos to @d for every process
- * that maps part of @d->phys_addr, and for holders of @d->pdev; sets
+ * owners.c: task context, may be with preemption off if not @may_sleep. (A kernel that
+ * does not count preemption never knows that it may.) Appends GUEST and TASK infos to @d
+ * for every process that maps part of @d->phys_addr, and for holders of @d->pdev; sets
  * HWERR_F_OWNERS_UNKNOWN and HWERR_F_OWNERS_TRUNCATED; fills resolve_ns.
  */
-void hwerr_owners_resolve(struct hwerr_draft *d);
+void hwerr_owners_resolve(struct hwerr_draft *d, bool may_sleep);
 /*
  * Stops the KVM guests of @task's process; process context. 0, -ENXIO: there are
  * none, -ESRCH, -EBUSY: not all of its files were seen.

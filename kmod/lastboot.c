@@ -46,7 +46,7 @@ static const guid_t section_dmesg_z =
 
 void hwerr_lastboot_mark(struct hwerr_draft *d, const struct hwerr_lastboot *from, time64_t time)
 {
-	d->rec.flags |= HWERR_F_EARLIER;
+	d->rec.flags |= HWERR_F_EARLIER | HWERR_F_OTHER_BOOT;
 	d->rec.time_mono_ns = 0;
 	d->rec.time_real_ns = time > 0 ? time * NSEC_PER_SEC : 0;
 	/* Who was hit then is not who is there now. */
@@ -72,7 +72,7 @@ static time64_t cper_time(u64 stamp)
 	unsigned int year = bcd2bin(stamp >> 48 & 0xff) + bcd2bin(stamp >> 56 & 0xff) * 100;
 
 	if (second > 60 || minute > 59 || hour > 23 || !day || day > 31 || !month || month > 12 ||
-	    year < 1970)
+	    year < 1970 || year > 2261)
 		return 0;
 	return mktime64(year, month, day, hour, minute, second);
 }

@@ -32,6 +32,7 @@ static const struct hwerr_source_ops * const sources[] = {
 
 static DEFINE_MUTEX(sources_lock);	/* guards attaching and @attached */
 static bool attached[ARRAY_SIZE(sources)];
+static bool unwanted[ARRAY_SIZE(sources)];	/* by a parameter of the load; then constant */
 static bool ready;			/* between init and exit, under the lock */
 static bool exiting;
 
@@ -91,11 +92,13 @@ static int sources_set(const char *val, const struct kernel_param *kp)
 	if ((*val != '+' && *val != '-') || strscpy(name, val + 1, sizeof(name)) < 0)
 		return -EINVAL;
 	mutex_lock(&sources_lock);
-	for (i = 0; ready && i < ARRAY_SIZE(sources); i++) {
+	for (i = 0; i < ARRAY_SIZE(sources) && !hwerr_exiting(); i++) {
 		if (strcmp(sources[i]->name, strim(name)))
 			continue;
 		err = 0;
-		if (*val == '+')
+		if (!ready)
+			unwanted[i] = *val == '-';
+		else if (*val == '+')
 			err = attach(i);
 		else
 			detach(i);
@@ -109,7 +112,7 @@ static const struct kernel_param_ops sources_ops = {
 	.set = sources_set,
 };
 module_param_cb(sources, &sources_ops, NULL, 0644);
-MODULE_PARM_DESC(sources, "Attached sources; write +NAME or -NAME to attach or detach one");
+MODULE_PARM_DESC(sources, "Attached sources; +NAME or -NAME attaches or detaches one, also when loading");
 
 /* What the kernel still holds from before: may take long, so not in init. */
 static void earlier_fn(struct work_struct *work)
@@ -146,7 +149,7 @@ static int __init hwerr_init(void)
 
 	mutex_lock(&sources_lock);
 	for (i = 0; i < ARRAY_SIZE(sources); i++) {
-		err = attach(i);
+		err = unwanted[i] ? 0 : attach(i);
 		if (err)
 			pr_info("no %s source here (%d)\n", sources[i]->name, err);
 	}

@@ -97,6 +97,18 @@ static bool runs_qemu(struct mm_struct *mm)
 	return is_qemu_name(name);
 }
 
+/* A stretch of an address space that has others in the full list, or NULL. */
+static struct hwerr_owner *spare(struct hwerr_owners *o)
+{
+	struct hwerr_owner *at, *other;
+
+	for (at = o->at; at < o->at + o->nr; at++)
+		for (other = o->at; other < at; other++)
+			if (other->mm == at->mm)
+				return at;
+	return NULL;
+}
+
 static unsigned long piece_next(const struct hwerr_piece *p)
 {
 	return p->pfn + DIV_ROUND_UP(p->off + p->len, PAGE_SIZE);
@@ -106,6 +118,7 @@ bool hwerr_owners_add(struct hwerr_owners *o, struct mm_struct *mm,
 		      unsigned long va, const struct hwerr_piece *p)
 {
 	struct hwerr_owner *at, *out = NULL;
+	bool known = false;
 	bool vm = mm_has_notifiers(mm) || runs_qemu(mm);
 	bool found;
 
@@ -116,6 +129,7 @@ bool hwerr_owners_add(struct hwerr_owners *o, struct mm_struct *mm,
 				out = at;
 			continue;
 		}
+		known = true;
 		if (va >= at->va && va < at->va + at->len) {
 			found = at->attempt != o->attempt;
 			at->attempt = o->attempt;
@@ -133,7 +147,10 @@ bool hwerr_owners_add(struct hwerr_owners *o, struct mm_struct *mm,
 		at = &o->at[o->nr++];
 	} else {
 		o->flags |= HWERR_F_OWNERS_TRUNCATED;
-		if (!vm || !out)
+		/* No guest is hidden by many readers, nor by one that has the page many times. */
+		if (vm && !known && !out)
+			out = spare(o);
+		if (!vm || known || !out)
 			return true;
 		at = out;
 		mmdrop(at->mm);
@@ -321,20 +338,25 @@ static u32 add_stop(struct hwerr_owners *o, const struct identity *id,
 
 /* A search of what belongs to @id; its VMs are stopped on the way if they are guarded. */
 static void search_vms(struct hwerr_owners *o, struct task_struct *task,
-		       const struct identity *id, struct hwerr_vm_search *s)
+		       const struct identity *id, struct hwerr_vm_search *s, bool stop)
 {
-	s->stop = hwerr_guard_wants(id->tgid, id->start_ns, o->d->rec.severity);
+	s->stop = stop && hwerr_guard_wants(id->tgid, id->start_ns, o->d->rec.severity);
 	if (hwerr_kvm_search(o, task, s))
 		o->flags |= HWERR_F_OWNERS_UNKNOWN;
 }
 
-static void add_kvm_guest(struct hwerr_owners *o, const struct hwerr_owner *at,
+static void add_kvm_guest(struct hwerr_owners *o, struct hwerr_owner *at,
 			  const struct identity *id, struct hwerr_vm_search *s)
 {
-	u32 flags = HWERR_GUEST_KVM | add_stop(o, id, s);
+	u32 flags;
 	struct hwerr_info_guest *g;
 	unsigned int i;
 
+	if (s->nr_stops) {
+		at->stopped = true;
+		at->stop_flags = add_stop(o, id, s);
+	}
+	flags = HWERR_GUEST_KVM | at->stop_flags;
 	for (i = 0; i < s->nr; i++) {
 		g = add_guest(o, id, flags);
 		if (!g)
@@ -362,6 +384,7 @@ static void classify(struct hwerr_owners *o, struct hwerr_owner *at,
 {
 	struct hwerr_vm_search s = { .mm = at->mm, .va = at->va, .len = at->len };
 	struct task_struct *task = mm_task(o, at->mm);
+	const struct hwerr_owner *before;
 
 	at->kind = HWERR_OWNER_GONE;
 	if (!task)
@@ -371,7 +394,14 @@ static void classify(struct hwerr_owners *o, struct hwerr_owner *at,
 		   HWERR_OWNER_QEMU : HWERR_OWNER_TASK;
 	/* KVM registers a notifier before it maps anything. */
 	if (at->vm) {
-		search_vms(o, task, id, &s);
+		/* Once for an error, whose range may be mapped in many places. */
+		for (before = o->at; before < at && !at->stopped; before++) {
+			if (before->mm != at->mm || !before->stopped)
+				continue;
+			at->stopped = true;
+			at->stop_flags = before->stop_flags;
+		}
+		search_vms(o, task, id, &s, !at->stopped);
 		if (s.more)
 			o->flags |= HWERR_F_OWNERS_TRUNCATED;
 		if (s.vm_id) {
@@ -437,7 +467,7 @@ static void add_holder(struct hwerr_owners *o, struct task_struct *task)
 
 	identify(task, &id);
 	if (s.mm) {
-		search_vms(o, task, &id, &s);
+		search_vms(o, task, &id, &s, true);
 		qemu = is_qemu_name(id.comm);
 	}
 	if (s.vm_id) {
@@ -473,7 +503,7 @@ int hwerr_owners_stop(struct task_struct *task, struct hwerr_info_stop *stop)
 	return err;
 }
 
-void hwerr_owners_resolve(struct hwerr_draft *d)
+void hwerr_owners_resolve(struct hwerr_draft *d, bool may_sleep)
 {
 	struct hwerr_owners o;
 	struct hwerr_info_memory *m;
@@ -482,7 +512,7 @@ void hwerr_owners_resolve(struct hwerr_draft *d)
 
 	memset(&o, 0, sizeof(o));
 	o.d = d;
-	o.may_sleep = preemptible();
+	o.may_sleep = may_sleep;
 	o.waits = WAITS_MAX;
 	o.visits = HWERR_OWNERS_VISITS;
 

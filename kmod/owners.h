@@ -47,6 +47,8 @@ enum hwerr_owner_kind {
  * @next: the page that would continue it
  * @vm: it may be a guest's: MMU notifiers, as KVM has, or QEMU's program
  * @kind: enum hwerr_owner_kind
+ * @stopped: its VMs were stopped for this error
+ * @stop_flags: and HWERR_GUEST_STOPPED if so
  * @attempt: when it was last found, see struct hwerr_owners
  */
 struct hwerr_owner {
@@ -56,7 +58,9 @@ struct hwerr_owner {
 	unsigned long next;
 	u32 attempt;
 	bool vm;
+	bool stopped;
 	u8 kind;
+	u32 stop_flags;
 };
 
 /**
@@ -170,6 +174,7 @@ struct hwerr_vm_hit {
  * @stop: tell its vCPUs to leave the guest
  * @nr_stops: out: entries of @stops; each file a reference
  * @vcpus: out: how many were told
+ * @unwaited: out: of them, those of VMs beyond @stops, which are not waited for
  * @stops: out: VMs that were told
  * @vm_id: out: a guest of @mm, 0 if there is none
  * @nr: out: entries of @hit
@@ -183,6 +188,7 @@ struct hwerr_vm_search {
 	bool stop;
 	unsigned int nr_stops;
 	unsigned int vcpus;
+	unsigned int unwaited;
 	struct file *stops[HWERR_VM_STOPS];
 	u64 vm_id;
 	unsigned int nr;

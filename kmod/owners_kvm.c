@@ -100,23 +100,35 @@ static unsigned int stop_vcpus(struct kvm *kvm)
 
 static void stop_vm(struct hwerr_vm_search *s, struct file *file)
 {
+	unsigned int told;
 	unsigned int i;
 
 	for (i = 0; i < s->nr_stops; i++)
 		if (s->stops[i]->private_data == file->private_data)
 			return;
-	s->vcpus += stop_vcpus(file->private_data);
-	if (s->nr_stops < ARRAY_SIZE(s->stops))
+	told = stop_vcpus(file->private_data);
+	s->vcpus += told;
+	if (s->nr_stops < ARRAY_SIZE(s->stops)) {
 		s->stops[s->nr_stops++] = get_file(file);
-	else
+	} else {
+		s->unwaited += told;
 		s->more = true;
+	}
+}
+
+/* Whoever kicks a vCPU says so before the interrupt is there: it is inside until it is out. */
+static bool in_guest(struct kvm_vcpu *vcpu)
+{
+	int mode = smp_load_acquire(&vcpu->mode);	/* pairs with the store after the exit */
+
+	return mode == IN_GUEST_MODE || mode == EXITING_GUEST_MODE;
 }
 
 unsigned int hwerr_kvm_stopped(struct hwerr_vm_search *s)
 {
 	u64 until = ktime_get_mono_fast_ns() + STOP_WAIT_NS;
 	struct kvm_vcpu *vcpu;
-	unsigned int i, running = 0;
+	unsigned int i, running = s->unwaited;
 	unsigned long n;
 
 	for (i = 0; i < s->nr_stops; i++) {
@@ -124,10 +136,9 @@ unsigned int hwerr_kvm_stopped(struct hwerr_vm_search *s)
 
 		kvm_for_each_vcpu(n, vcpu, kvm) {
 			/* Nothing below is done before the guest was left. */
-			while (smp_load_acquire(&vcpu->mode) == IN_GUEST_MODE &&
-			       ktime_get_mono_fast_ns() < until)
+			while (in_guest(vcpu) && ktime_get_mono_fast_ns() < until)
 				cpu_relax();
-			running += READ_ONCE(vcpu->mode) == IN_GUEST_MODE;
+			running += in_guest(vcpu);
 		}
 		fput(s->stops[i]);
 	}

@@ -258,7 +258,8 @@ static int walk_file(struct rmap_walk *w, struct folio *folio,
 	    !folio_test_hugetlb(folio) && !PageHWPoison(&folio->page)) {
 		if (hwerr_mapping_inaccessible(mapping))
 			w->o->flags |= HWERR_F_OWNERS_UNKNOWN;	/* guest_memfd */
-		ret = 0;
+		/* Unlocked because a migration gave up and mapped it again? */
+		ret = folio_mapped(folio) ? -EBUSY : 0;
 		goto out;
 	}
 	if (!i_mmap_trylock_read(mapping))
@@ -287,8 +288,9 @@ static int anon_unmapped(struct hwerr_owners *o, struct folio *folio,
 		o->flags |= HWERR_F_OWNERS_UNKNOWN;	/* unmapped by memory_failure() */
 		return 0;
 	}
-	if (folio_test_locked(folio))
-		return -EBUSY;				/* on its way elsewhere */
+	/* On its way elsewhere, or back: what unlocks it has mapped it again before. */
+	if (folio_test_locked(folio) || folio_mapped(folio))
+		return -EBUSY;
 	if (folio_test_swapcache(folio) || folio_maybe_dma_pinned(folio))
 		o->flags |= HWERR_F_OWNERS_UNKNOWN;
 	return 0;
@@ -386,10 +388,12 @@ int hwerr_rmap_page(struct hwerr_owners *o, const struct hwerr_piece *p)
 	int ret = -EBUSY;
 
 	o->attempt++;
-	if (!page) {
-		/* DAX: pages without a reference to hold them by. */
-		if (pfn_valid(p->pfn) && is_zone_device_page(pfn_to_page(p->pfn)))
-			o->flags |= HWERR_F_OWNERS_UNKNOWN;
+	/*
+	 * Mapped without a way back, perhaps: a device's memory, what is kept from the kernel
+	 * for guests, DAX; and the page of zeros, which everybody has.
+	 */
+	if (!page || is_zero_pfn(p->pfn)) {
+		o->flags |= HWERR_F_OWNERS_UNKNOWN;
 		return 0;
 	}
 	folio = page_folio(page);

@@ -15,6 +15,7 @@
  */
 #include <linux/kernel.h>
 #include <linux/ktime.h>
+#include <linux/overflow.h>
 #include <linux/pci.h>
 #include <linux/preempt.h>
 #include <linux/sched.h>
@@ -284,7 +285,7 @@ static bool recent_repeats(struct hwerr_record *rec, u64 ident, struct hwerr_rec
 	bool repeats = false;
 	bool counted = false;
 	bool arm = false;
-	u32 n = rec->count;
+	u32 n = rec->count, pending;
 
 	*entry = NULL;
 	raw_spin_lock_irqsave(&recent.lock, flags);
@@ -292,7 +293,9 @@ static bool recent_repeats(struct hwerr_record *rec, u64 ident, struct hwerr_rec
 		if (e->ident && !e->pending && e->until <= now)
 			e->ident = 0;
 		if (e->ident == ident) {
-			repeats = true;
+			/* A program may claim four thousand million at once. */
+			repeats = !check_add_overflow(e->pending, n, &pending);
+			room = NULL;
 			break;
 		}
 		/* Free, else the one that began longest ago and has nothing to tell. */
@@ -303,7 +306,7 @@ static bool recent_repeats(struct hwerr_record *rec, u64 ident, struct hwerr_rec
 	if (repeats) {
 		arm = !e->pending;
 		counted = e->linked;
-		e->pending += n;
+		e->pending = pending;
 		e->mono_ns = rec->time_mono_ns;
 		e->real_ns = rec->time_real_ns;
 	} else if (room) {
@@ -377,7 +380,7 @@ static void resolve_again(struct hwerr_draft *d)
 	}
 	d->rec.len = to - (void *)d->buf;
 	d->rec.flags &= ~(HWERR_F_OWNERS_UNKNOWN | HWERR_F_OWNERS_TRUNCATED);
-	hwerr_owners_resolve(d);
+	hwerr_owners_resolve(d, true);
 }
 
 /* Tells the repetitions of every window that is over; process context. */
@@ -409,7 +412,8 @@ static void recent_fn(struct work_struct *work)
 		if (!due)
 			continue;
 		resolve_again(d);
-		hwerr_ring_push(&d->rec, false);
+		hwerr_ring_put(&d->rec, false);
+		hwerr_ring_wake();
 		pci_dev_put(d->pdev);
 		d->pdev = NULL;
 	}
@@ -422,7 +426,7 @@ static void recent_fn(struct work_struct *work)
 }
 
 /*
- * Looks for an earlier record of the same memory by another source, of an error
+ * Lock held. Looks for an earlier record of the same memory by another source, of an error
  * that was corrected as this one was, or was not as this one was not: then sets
  * @id and HWERR_F_LINKED. A source that already reported it reports a new error with it.
  * Returns the severity that the totals have of it.
@@ -432,10 +436,8 @@ static u8 link_find(struct hwerr_record *rec, u64 addr, u64 len)
 	bool corrected = rec->severity <= HWERR_SEV_CORRECTED;
 	u8 severity = rec->severity;
 	u64 now = ktime_get_ns();
-	unsigned long flags;
 	int i;
 
-	raw_spin_lock_irqsave(&linked.lock, flags);
 	for (i = 1; i <= LINKED_MAX; i++) {
 		int n = (linked.next + LINKED_MAX - i) % LINKED_MAX;
 		bool was_corrected = linked.entry[n].severity <= HWERR_SEV_CORRECTED;
@@ -454,23 +456,38 @@ static u8 link_find(struct hwerr_record *rec, u64 addr, u64 len)
 		}
 		break;
 	}
-	raw_spin_unlock_irqrestore(&linked.lock, flags);
 	return severity;
 }
 
+/* Lock held. */
 static void link_add(struct hwerr_record *rec, u64 addr, u64 len)
 {
-	unsigned long flags;
-	int n;
+	int n = linked.next++ % LINKED_MAX;
 
-	raw_spin_lock_irqsave(&linked.lock, flags);
-	n = linked.next++ % LINKED_MAX;
 	linked.entry[n].addr = addr;
 	linked.entry[n].len = len;
 	linked.entry[n].id = rec->id;
 	linked.entry[n].mono_ns = ktime_get_ns();
 	linked.entry[n].sources = BIT(rec->source);
 	linked.entry[n].severity = rec->severity;
+}
+
+/*
+ * As hwerr_ring_put(). Two sources that tell of one error at the same time, on two CPUs,
+ * find each other: the later one looks when the earlier one has its number.
+ */
+static void put_linked(struct hwerr_record *rec, const struct hwerr_info_memory *m)
+{
+	unsigned long flags;
+	u8 counted;
+
+	raw_spin_lock_irqsave(&linked.lock, flags);
+	counted = link_find(rec, m->phys_addr, m->phys_len);
+	hwerr_ring_put(rec, true);
+	if (counted < rec->severity)
+		hwerr_ring_regrade(counted, rec->severity);
+	if (!(rec->flags & HWERR_F_LINKED))
+		link_add(rec, m->phys_addr, m->phys_len);
 	raw_spin_unlock_irqrestore(&linked.lock, flags);
 }
 
@@ -478,25 +495,22 @@ static __always_inline void publish(struct hwerr_record *rec, struct hwerr_recen
 				    u64 ident, bool link)
 {
 	struct hwerr_info_memory *m = NULL;
-	u8 counted = rec->severity;
 
 	if (link)
 		m = hwerr_record_find(rec, HWERR_INFO_MEMORY);
 	if (m)
-		counted = link_find(rec, m->phys_addr, m->phys_len);
-	hwerr_ring_push(rec, true);
-	if (counted < rec->severity)
-		hwerr_ring_regrade(counted, rec->severity);
-	if (m && !(rec->flags & HWERR_F_LINKED))
-		link_add(rec, m->phys_addr, m->phys_len);
+		put_linked(rec, m);
+	else
+		hwerr_ring_put(rec, true);
+	hwerr_ring_wake();
 	if (entry)
 		recent_first(entry, ident, rec);
 }
 
-static __always_inline void finish(struct hwerr_draft *d)
+static __always_inline void finish(struct hwerr_draft *d, bool may_sleep)
 {
 	if (d->phys_len || d->pdev)
-		hwerr_owners_resolve(d);
+		hwerr_owners_resolve(d, may_sleep);
 	publish(&d->rec, d->recent, d->ident, !d->no_link);
 	hwerr_draft_put(d);
 }
@@ -518,7 +532,7 @@ static void queue_fn(struct work_struct *work)
 		raw_spin_unlock_irq(&pool.lock);
 		if (!d)
 			return;
-		finish(d);
+		finish(d, true);
 		cond_resched();
 	}
 }
@@ -545,7 +559,7 @@ void hwerr_submit(struct hwerr_draft *d)
 		queue_delayed_work(hwerr_wq, &queue_work_item, 0);
 		return;
 	}
-	finish(d);
+	finish(d, preemptible());
 }
 
 void hwerr_publish_user(struct hwerr_record *rec)

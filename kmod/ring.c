@@ -168,7 +168,7 @@ static void count_errors(u8 severity, u8 source, u64 n)
 	core.total.by_source[source] += n;
 }
 
-u64 hwerr_ring_push(struct hwerr_record *rec, bool count)
+void hwerr_ring_put(struct hwerr_record *rec, bool count)
 {
 	struct hwerr_ring *ring = &core.ring[ring_of(rec->severity)];
 	unsigned long flags;
@@ -203,11 +203,13 @@ u64 hwerr_ring_push(struct hwerr_record *rec, bool count)
 		core.total.owners_unknown++;
 	WRITE_ONCE(core.next_seq, rec->seq + 1);
 	raw_spin_unlock_irqrestore(&core.lock, flags);
+}
 
+void hwerr_ring_wake(void)
+{
 	/* Pairs with the barrier in poll_wait() and prepare_to_wait(). */
 	if (wq_has_sleeper(&hwerr_waitq))
 		wake_up_interruptible_poll(&hwerr_waitq, EPOLLIN | EPOLLRDNORM);
-	return rec->seq;
 }
 
 void hwerr_ring_drop(u8 severity, u8 source)
@@ -368,6 +370,15 @@ static u64 oldest_held(void)
 	return seq;
 }
 
+/* Ring lock held. Moves @pos to the first record with a number of at least @seq. */
+static void skip_older(int ring, u64 *pos, u64 seq)
+{
+	struct hwerr_record *rec;
+
+	while ((rec = ring_skip_filler(&core.ring[ring], pos)) && rec->seq < seq)
+		*pos += rec->len;
+}
+
 void hwerr_reader_start(struct hwerr_reader *r, u32 whence, u64 seq)
 {
 	int i;
@@ -376,6 +387,9 @@ void hwerr_reader_start(struct hwerr_reader *r, u32 whence, u64 seq)
 	for (i = 0; i < 2; i++) {
 		r->pos[i] = whence == HWERR_SEEK_NOW ? core.ring[i].head :
 						       core.ring[i].tail;
+		/* Behind what is older: evicted later, it is nobody's loss. */
+		if (whence == HWERR_SEEK_SEQ)
+			skip_older(i, &r->pos[i], seq);
 		r->taken[i] = r->pos[i];
 	}
 	if (whence == HWERR_SEEK_NOW && !r->audience)
@@ -385,7 +399,6 @@ void hwerr_reader_start(struct hwerr_reader *r, u32 whence, u64 seq)
 	r->dropped = core.dropped;
 	r->lost -= r->pending;
 	r->pending = 0;
-	r->from_seq = whence == HWERR_SEEK_SEQ ? seq : 0;
 	if (whence == HWERR_SEEK_SEQ && r->scope == HWERR_SCOPE_ALL &&
 	    seq && seq < core.next_seq)
 		lose(r, core.next_seq - seq - held_from(seq));
@@ -397,6 +410,13 @@ static bool stop_of(const struct hwerr_info *info, s32 tgid, u64 start_ns)
 	const struct hwerr_info_stop *s = (const void *)info;
 
 	return info->type == HWERR_INFO_STOP && s->tgid == tgid && s->start_ns == start_ns;
+}
+
+/* The header log of a request downstream has the host-physical address of a BAR. */
+static void redact_pci(struct hwerr_info_pci *pci)
+{
+	memset(pci->tlp, 0, sizeof(pci->tlp));
+	pci->flags &= ~HWERR_PCI_TLP;
 }
 
 /* Leaves of @rec what a scoped reader may see. */
@@ -414,6 +434,8 @@ static void redact(struct hwerr_record *rec, const struct hwerr_reader *r)
 		if (info->type == HWERR_INFO_PCI || info->type == HWERR_INFO_VCPU ||
 		    stop_of(info, r->tgid, r->start_ns) ||
 		    info_of(info, r->tgid, r->start_ns)) {
+			if (info->type == HWERR_INFO_PCI)
+				redact_pci((struct hwerr_info_pci *)info);
 			memmove(to, from, len);
 			to += len;
 		}
@@ -439,8 +461,7 @@ static struct hwerr_record *advance(struct hwerr_reader *r, int ring, int *steps
 		if (!rec)
 			return NULL;
 		mine = counted(r, rec);
-		if (mine && rec->seq >= r->from_seq &&
-		    wants_class(r, rec->severity, rec->source))
+		if (mine && wants_class(r, rec->severity, rec->source))
 			return rec;
 		if (mine)
 			r->passed.n[rec->severity][rec->source]++;

@@ -40,7 +40,6 @@ struct hwerr_audience {
  * @passed: records that this reader wants, by class, that lie behind its
  *	cursor, counted from the same zero as the @evicted it is held against
  * @dropped: of the ring's @dropped, what this reader has accounted for
- * @from_seq: older records are stepped over
  * @pending: lost, not yet told
  * @lost: lost, ever
  * @read: given, ever
@@ -60,7 +59,6 @@ struct hwerr_reader {
 	u64 taken[2];
 	struct hwerr_matrix passed;
 	struct hwerr_matrix dropped;
-	u64 from_seq;
 	u64 pending;
 	u64 lost;
 	u64 read;
@@ -118,8 +116,12 @@ static inline void hwerr_clear(void *to, u32 len)
 int hwerr_ring_init(unsigned int bytes);
 void hwerr_ring_exit(void);
 
-/* Any context but NMI. Sets @rec->seq, and @rec->id if 0; returns the seq. */
-u64 hwerr_ring_push(struct hwerr_record *rec, bool count_errors);
+/*
+ * Any context but NMI. Sets @rec->seq, and @rec->id if 0. Readers are woken by
+ * hwerr_ring_wake(), which no raw lock may be held for.
+ */
+void hwerr_ring_put(struct hwerr_record *rec, bool count_errors);
+void hwerr_ring_wake(void);
 /* An error of this class that no record could be made of. */
 void hwerr_ring_drop(u8 severity, u8 source);
 /* @n more errors went into another record's count; @counted: another source's. */

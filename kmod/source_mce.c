@@ -5,7 +5,8 @@
  * The chain, not the mce_record tracepoint: it runs in a work item (mce_work),
  * with the kernel's own severity, and at our priority before the notifier that
  * calls memory_failure(): the page is still mapped, and its owners are found.
- * Corrected Errors Collector and EDAC come after us and are not kept from it.
+ * EDAC comes after us and is not kept from it. The Corrected Errors Collector has the same
+ * priority and was there first: it only counts, and asks for pages to be moved later.
  *
  * A firmware (GHES) memory error comes here too, as a made-up machine check of
  * bank 255 (apei_mce_report_mem_error()). It is published as what it is, a

@@ -103,7 +103,7 @@ static int memfail_enter(struct kretprobe_instance *ri, struct pt_regs *regs)
 	/* The slot is this task's until the return: nobody else writes it. */
 	c->draft = memfail_draft(pfn);
 	if (c->draft) {
-		hwerr_owners_resolve(c->draft);
+		hwerr_owners_resolve(c->draft, false);
 		owners_done(c->draft);
 	}
 	return 0;

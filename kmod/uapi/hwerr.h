@@ -38,7 +38,9 @@
  * how many records, of those that pass this reader's filter and scope, it
  * missed since the record before; hwerr_stats.reader_pending is what no
  * record has carried yet. At any time, for a reader opened before the first
- * record: published = read + lost + still to read.
+ * record: published = read + lost + still to read. An error for which there was no room
+ * to make a record (hwerr_stats.dropped) is in the loss of every reader that wants its
+ * severity and source, because nobody knows whom it hit.
  *
  * Identical corrected errors within a second of the first become one more
  * record with HWERR_F_COALESCED, @id of that first record and their number in
@@ -60,12 +62,12 @@
  * keeps that process's scope and rights. Of a record that hits it, the reader
  * sees the header, the PCI and VCPU info and its own GUEST and TASK infos;
  * @cpu is -1, HWERR_F_REDACTED is set and no host-physical address is in it (nor
- * another process's STOP info).
+ * another process's STOP info; the header log of PCI).
  * Process numbers are those of the initial PID namespace.
  *
  * Publishing
  * ----------
- * write(2) takes one or more whole records as read(2) gives them, of this
+ * write(2) takes one or more whole records, at most 64 KiB, as read(2) gives them, of this
  * version, and without what only the kernel may say (STOP, HWERR_F_STOPPED,
  * HWERR_F_REDACTED, HWERR_GUEST_STOPPED). All are checked before the first is
  * published; EINVAL means none was. The kernel
@@ -162,7 +164,8 @@ enum hwerr_component {
 #define HWERR_F_REDACTED	0x00000080	/* parts withheld, see Scope */
 #define HWERR_F_STOPPED		0x00000100	/* a guarded VM was stopped, see STOP */
 #define HWERR_F_INFO_TRUNCATED	0x00000200	/* an info did not fit and was left out or cut */
-#define HWERR_F_ALL		0x000003ff
+#define HWERR_F_OTHER_BOOT	0x00000400	/* with EARLIER: from a boot before this one */
+#define HWERR_F_ALL		0x000007ff
 
 /**
  * struct hwerr_record - head of a record

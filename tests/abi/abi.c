@@ -160,7 +160,7 @@ static struct hwerr_record *get(int fd)
 }
 
 struct tally {
-	uint64_t read, lost, errors, last_seq;
+	uint64_t read, lost, errors, uncorrected, last_seq;
 };
 
 static void drain(int fd, struct tally *t)
@@ -177,6 +177,7 @@ static void drain(int fd, struct tally *t)
 			t->last_seq = r->seq;
 			t->read++;
 			t->errors += r->count;
+			t->uncorrected += r->severity > HWERR_SEV_CORRECTED;
 			t->lost += r->lost;
 			at += r->len;
 		}
@@ -624,6 +625,36 @@ static void t_seek_counts_evicted(void)
 	CHECK(t.last_seq - first + 1 == t.read + t.lost);
 }
 
+/* What is older than where the cursor was set is nobody's loss, also if it goes unseen. */
+static void t_seek_then_evicted(void)
+{
+	int fd = dev_open(O_NONBLOCK), w = dev_open(0);
+	struct tally t = { 0 };
+	unsigned int i;
+
+	for (i = 0; i < 100; i++)
+		put_number(w, HWERR_SEV_CORRECTED, i);
+	seek_to(fd, HWERR_SEEK_SEQ, info(fd).next_seq);
+	for (i = 0; i < 20000; i++)
+		put_number(w, HWERR_SEV_CORRECTED, 1000 + i);
+	drain(fd, &t);
+	CHECK(t.lost > 0 && t.read + t.lost == 20000);
+}
+
+static void t_seek_forgets_pending(void)
+{
+	int fd = dev_open(O_NONBLOCK), w = dev_open(0);
+	unsigned int i;
+
+	for (i = 0; i < 20000; i++)
+		put_number(w, HWERR_SEV_CORRECTED, i);
+	CHECK(stats(fd).reader_pending > 0);
+	seek_to(fd, HWERR_SEEK_NOW, 0);
+	CHECK(stats(fd).reader_pending == 0);
+	put_number(w, HWERR_SEV_CORRECTED, i);
+	CHECK(get(fd)->lost == 0);
+}
+
 #define STORM 100000
 #define READERS 16
 
@@ -668,6 +699,7 @@ static void t_storm_16_readers(void)
 			fprintf(stderr, "reader %d: read %llu lost %llu\n", i,
 				(unsigned long long)t->read, (unsigned long long)t->lost);
 		CHECK(t->read + t->lost == STORM);
+		CHECK(t->uncorrected == STORM / 100);
 	}
 }
 
@@ -1020,6 +1052,10 @@ static void t_write_rejects(void)
 	REJECT_INFO(HWERR_INFO_CPER, hwerr_info_cper,
 		    memset(p->fru_text, 'x', sizeof(p->fru_text)));
 	REJECT_INFO(HWERR_INFO_CPER, hwerr_info_cper, p->flags = 4);
+	REJECT_INFO(HWERR_INFO_VCPU, hwerr_info_vcpu, p->flags = 2);
+	REJECT_INFO(HWERR_INFO_VCPU, hwerr_info_vcpu, p->insn_len = 17);
+	REJECT_INFO(HWERR_INFO_VCPU, hwerr_info_vcpu, p->error = 1);
+	REJECT_INFO(HWERR_INFO_BLOCK, hwerr_info_block, memset(p->disk, 'x', sizeof(p->disk)));
 	FAILS(write(fd, bad, sizeof(struct hwerr_record)), EFAULT);
 	CHECK(!readable(fd) && stats(fd).records == before);
 }
@@ -1086,6 +1122,94 @@ static void unprivileged(int w)
 	FAILS(write(fd, &m.rec, m.rec.len), EPERM);
 	s = stats(fd);
 	CHECK(s.records == 0 && s.errors == 0 && s.readers == 0 && s.reader_lost == 0);
+}
+
+/* The start of this process as the kernel has it; a process may guard itself, and list that. */
+static uint64_t own_start(int fd)
+{
+	struct hwerr_guard_entry e = { 0 };
+	struct hwerr_ioc_guard g = { .severity = HWERR_SEV_FATAL };
+	struct hwerr_ioc_guards list = { .entries = (uintptr_t)&e, .count = 1 };
+
+	g.pidfd = syscall(SYS_pidfd_open, getpid(), 0);
+	CHECK(!ioctl(fd, HWERR_IOC_GUARD, &g));
+	CHECK(!ioctl(fd, HWERR_IOC_GUARDS, &list) && list.count == 1 && e.tgid == getpid());
+	close(g.pidfd);
+	return e.start_ns;
+}
+
+static void redacted(int w)
+{
+	struct hwerr_info_memory *memory;
+	struct hwerr_info_mce *mce;
+	struct hwerr_info_guest *g;
+	struct hwerr_info_task *t;
+	struct hwerr_info_pci *p;
+	struct hwerr_record *r;
+	struct msg m;
+	struct hwerr_info *i;
+	uint64_t start;
+	char *at;
+	int fd, seen = 0;
+
+	drop_root();
+	fd = open(DEV, O_RDWR | O_NONBLOCK);
+	CHECK(fd >= 0);
+	start = own_start(fd);
+	msg_init(&m, HWERR_SEV_FATAL, HWERR_SRC_USER);
+	m.rec.cpu = 1;
+	mce = msg_info(&m, HWERR_INFO_MCE, sizeof(*mce));
+	mce->addr = 1 << 30;
+	p = msg_info(&m, HWERR_INFO_PCI, sizeof(*p));
+	p->bus = 3;
+	p->flags = HWERR_PCI_TLP;
+	p->tlp[2] = 0xfebc0000;
+	msg_info(&m, HWERR_INFO_EDAC, sizeof(struct hwerr_info_edac));
+	memory = msg_info(&m, HWERR_INFO_MEMORY, sizeof(*memory));
+	memory->phys_len = 8;
+	t = msg_info(&m, HWERR_INFO_TASK, sizeof(*t));
+	t->tgid = getppid();
+	t = msg_info(&m, HWERR_INFO_TASK, sizeof(*t));
+	t->tgid = getpid();
+	t->start_ns = start;
+	g = msg_info(&m, HWERR_INFO_GUEST, sizeof(*g));
+	g->tgid = getpid();	/* somebody of that number before */
+	g->start_ns = start - 1;
+	g = msg_info(&m, HWERR_INFO_GUEST, sizeof(*g));
+	g->tgid = getpid();
+	g->start_ns = start;
+	msg_text(&m, "at 0x40000000");
+	msg_info(&m, HWERR_INFO_CPER, sizeof(struct hwerr_info_cper));
+	msg_info(&m, HWERR_INFO_VCPU, sizeof(struct hwerr_info_vcpu));
+	msg_info(&m, HWERR_INFO_BLOCK, sizeof(struct hwerr_info_block));
+	put(w, &m);
+
+	r = get(fd);
+	CHECK(r->flags & HWERR_F_REDACTED && r->cpu == -1 && r->severity == HWERR_SEV_FATAL);
+	for (at = (char *)r + r->hdr_len; at < (char *)r + r->len; at += i->len) {
+		i = (void *)at;
+
+		CHECK(!(seen & 1 << i->type));
+		seen |= 1 << i->type;
+		p = (void *)i;
+		t = (void *)i;
+		g = (void *)i;
+		if (i->type == HWERR_INFO_PCI)
+			CHECK(p->bus == 3 && !p->flags &&
+			      !(p->tlp[0] | p->tlp[1] | p->tlp[2] | p->tlp[3]));
+		if (i->type == HWERR_INFO_TASK)
+			CHECK(t->tgid == getpid() && t->start_ns == start);
+		if (i->type == HWERR_INFO_GUEST)
+			CHECK(g->tgid == getpid() && g->start_ns == start);
+	}
+	CHECK(seen == (1 << HWERR_INFO_PCI | 1 << HWERR_INFO_TASK | 1 << HWERR_INFO_GUEST |
+		       1 << HWERR_INFO_VCPU));
+	CHECK(!readable(fd));
+}
+
+static void t_scope_redacts(void)
+{
+	in_child(redacted, dev_open(0));
 }
 
 static void t_scope_unprivileged(void)
@@ -1348,11 +1472,12 @@ static const struct { const char *name; void (*fn)(void); } tests[] = {
 	T(signal_ends_wait), T(not_seekable), T(poll), T(poll_filter), T(epoll_edge),
 	T(two_readers), T(dup_fork), T(history), T(overflow_exact),
 	T(first_after_gap_tells), T(loss_by_filter), T(seek_counts_evicted),
+	T(seek_then_evicted), T(seek_forgets_pending),
 	T(storm_16_readers), T(corrected_never_evicts), T(coalesced),
 	T(ioctl_unknown), T(ioctl_sizes), T(guard_sizes), T(guard_list), T(ioctl_values),
 	T(info_stats),
 	T(write_marks), T(write_many), T(write_rejects), T(write_largest),
-	T(scope_unprivileged), T(scope_user_namespace), T(scope_inherited),
+	T(scope_unprivileged), T(scope_redacts), T(scope_user_namespace), T(scope_inherited),
 	T(scope_stays_with_opener), T(guard_not_weakened), T(guard_room), T(seek_wakes_nobody),
 	T(rmmod_refused),
 };

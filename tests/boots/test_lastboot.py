@@ -148,6 +148,8 @@ def test_records_of_firmware_and_records_that_lie(tmp_path: Path) -> None:
     ]  # fmt: skip
     for e in parse(events):
         assert e["earlier"]
+        # Not even where the time is not known is it taken for this boot's.
+        assert e["boot_id"] is None
         assert not e["linked"]
         assert not e["coalesced"]
         assert (e["source"], e["origin"], e["time_mono_ns"]) == ("cper", "hardware", 0)

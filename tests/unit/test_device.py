@@ -21,7 +21,8 @@ def pipe() -> Iterator[tuple[int, int]]:
 
 
 def earlier(lost: int) -> h.Event:
-    return h.build(severity=h.Severity.FATAL, flags=h.Flags.EARLIER, time_real_ns=1, lost=lost, seq=1)
+    flags = h.Flags.EARLIER | h.Flags.OTHER_BOOT
+    return h.build(severity=h.Severity.FATAL, flags=flags, time_real_ns=1, lost=lost, seq=1)
 
 
 def now(lost: int) -> h.Event:

@@ -107,8 +107,8 @@ def test_the_json_form() -> None:
         "owners_unknown": False, "owners_truncated": False, "info_truncated": False,
         "guests": [{"pid": 251, "comm": "qemu-system-x86", "name": "web1",
                     "uuid": "12345678-1234-5678-1234-567812345678", "kvm": True, "hva": "0x7f9e70e00000",
-                    "gpa": "0x5000000", "len": 4096, "device": None, "stopped": False, "slot": 0, "vm_id": 0,
-                    "start_ns": 0}],
+                    "gpa": "0x5000000", "len": 4096, "device": None, "stopped": False, "slot": 0,
+                    "vm_id": None, "start_ns": 0}],
         "tasks": [{"pid": 300, "comm": "postgres", "va": "0x7f0000001000", "len": 4096, "device": None,
                    "start_ns": 0}],
     }  # fmt: skip
@@ -130,9 +130,10 @@ def test_registers_that_are_not_valid_are_null() -> None:
 
 
 def test_an_event_of_another_boot_has_no_boot_id() -> None:
-    old = h.build(severity=S.FATAL, flags=F.EARLIER, time_real_ns=1)
+    old = h.build(severity=S.FATAL, flags=F.EARLIER | F.OTHER_BOOT, time_real_ns=1)
     assert old.to_json()["boot_id"] is None
     # A poisoned page found at load: of this boot, at a time nobody knows.
+    assert h.build(severity=S.FATAL, flags=F.EARLIER | F.OTHER_BOOT).to_json()["boot_id"] is None
     assert h.build(severity=S.FATAL, flags=F.EARLIER).to_json()["boot_id"] == boot_id()
     assert h.build(severity=S.FATAL, flags=F.EARLIER, time_mono_ns=1).to_json()["boot_id"] == boot_id()
 

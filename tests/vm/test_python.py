@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import select
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hit import Injector
 from testbed import inject, pagemap
 from testbed.guest import Guest as Vm
 from testbed.guest import GuestConfig
@@ -476,11 +478,56 @@ def test_an_idle_watch_does_not_run(publisher: h.Device) -> None:
 # -- the consumer in C -------------------------------------------------------
 
 
-def test_the_example_in_c(publisher: h.Device) -> None:
-    program = TOP / "build/hwerr-poll"
+@pytest.fixture
+def program() -> Path:
+    """The example, compiled."""
+    path = TOP / "build/hwerr-poll"
     source, include = TOP / "examples/hwerr-poll.c", TOP / "kmod/uapi"
     warnings = ("-Wall", "-Wextra", "-Wpedantic", "-Werror")
-    subprocess.run(["gcc", *warnings, "-O2", "-o", program, source, f"-I{include}"], check=True)
+    subprocess.run(["gcc", *warnings, "-O2", "-o", path, source, f"-I{include}"], check=True)
+    return path
+
+
+@pytest.mark.amd
+@pytest.mark.parametrize("user", [0, 65534], ids=["root", "nobody"])
+def test_the_example_in_c_sees_its_own(publisher: h.Device, program: Path, user: int) -> None:
+    """Also in a PID namespace of its own, where its number is not the one that the kernel tells."""
+    readers = publisher.stats().readers
+    namespace = ["unshare", "--pid", "--fork", "--kill-child"] if user else []
+    drop = ["setpriv", f"--reuid={user}", "--clear-groups", "--bounding-set=-all", "--inh-caps=-all"]
+    argv = [*namespace, *(drop if user else []), program]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        try:
+            while publisher.stats().readers == readers and process.poll() is None:
+                select.select([process.stdout], [], [], 0.05)
+            assert process.poll() is None
+            (pid,) = (
+                [int(p) for p in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+                if user
+                else [process.pid]
+            )
+            data = next(
+                int(line.split("-")[0], 16)
+                for line in Path(f"/proc/{pid}/maps").read_text("utf-8").splitlines()
+                if line.endswith("/hwerr-poll") and " rw" in line
+            )
+            pfn = pagemap.pfn_of(pid, data)
+            with Injector() as injector:
+                injector.hit(1 << 30)
+                injector.hit(pfn * 4096)
+            lines = [process.stdout.readline().rstrip()]
+            while not lines[-1].startswith("  task "):
+                lines.append(process.stdout.readline().rstrip())
+        finally:
+            process.kill()
+    # The first error, of somebody else's memory, it is not told.
+    assert re.fullmatch(r"\d+ corrected source 0", lines[0])
+    assert lines[1:-1] == ([] if user else [f"  memory {pfn * 4096:#x} len 4096"])
+    assert lines[-1] == f"  task pid {pid} hwerr-poll va {data:#x} len 4096"
+
+
+def test_the_example_in_c(publisher: h.Device, program: Path) -> None:
     readers = publisher.stats().readers
     with subprocess.Popen([program, "-a"], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
