@@ -127,6 +127,8 @@ class Steps:
                 fault_point("after-seal")
                 return incident
             except (GuardError, OSError) as error:
+                if not vm.process.alive():
+                    return await self._gone(incident)
                 seal = replace(incident.steps["seal"], state="failed", detail=str(error))
                 incident = incident.with_step("seal", seal)
         return await self._save_anyway(replace(incident, state="failed", frozen_ns=0, frozen_mono_ns=0))
@@ -312,12 +314,13 @@ class Steps:
 
     async def _verify(self, vm: Vm, incident: Incident) -> None:
         """What FROZEN says, looked at again, all of it after the seal. Fault if something does not hold."""
-        if not vm.process.alive():
-            raise Fault("QEMU has ended")
         if not self.sealer.holds(vm.process, incident.steps["seal"].facts):
             raise Fault("the seal is not in force any more")
         await self._out_of_guest(vm)
         await asyncio.to_thread(self._released, vm, bool(incident.steps["release"].facts.get("detached")))
+        # Last: of a process that has ended nothing is seen, and all looks well.
+        if not vm.process.alive():
+            raise Fault("QEMU has ended")
 
     def _released(self, vm: Vm, detached: bool) -> None:
         held = disks.still_held(vm.process, frozenset(vm.machine.images))

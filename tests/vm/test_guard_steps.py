@@ -24,7 +24,7 @@ from hwerr_notify.guard.errors import MonitorError
 from hwerr_notify.guard.kernel import KernelGuard
 from hwerr_notify.guard.monitor import QmpMonitor
 from hwerr_notify.guard.policy import Policy, VmPolicy
-from hwerr_notify.guard.process import Process
+from hwerr_notify.guard.process import Process, Thread
 from hwerr_notify.guard.seal import Sealer
 from hwerr_notify.guard.steps import Steps
 from hwerr_notify.guard.store import Incident, Store
@@ -312,6 +312,26 @@ def test_qemu_dies(bench: Bench, command: str) -> None:
     assert incident.state == "gone"
     assert "its memory is lost" in incident.notes[-1]
     assert not held(bench)
+
+
+@pytest.mark.long
+def test_qemu_dies_once_it_is_sealed(bench: Bench) -> None:
+    """While it is looked at for the last time: not FROZEN."""
+
+    def lie(monitor: Liar, vm: Vm) -> None:
+        look = vm.process.threads
+
+        def threads() -> list[Thread]:
+            if "blockdev-del" in monitor.said:
+                vm.process.kill()
+                assert vm.process.ends(LIMIT)
+            return look()
+
+        vm.process.threads = threads  # type: ignore[assignment, method-assign]
+
+    incident, _ = bench.freeze(lie)
+    assert (incident.state, incident.frozen_ns) == ("gone", 0)
+    assert "QEMU ended during seal" in incident.notes[-1]
 
 
 def test_somebody_takes_the_disk_back_before_the_seal(bench: Bench) -> None:
