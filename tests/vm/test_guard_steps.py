@@ -357,6 +357,7 @@ def test_somebody_takes_the_disk_back_before_the_seal(bench: Bench) -> None:
     assert "taken back" in failed(incident)["seal"]
 
 
+@pytest.mark.long
 def test_somebody_lets_it_go_on_before_the_seal(bench: Bench) -> None:
     """A reset and `cont` after the stop: it runs again, without its disk, until the seal has stopped it."""
 
