@@ -156,9 +156,9 @@ def result() -> dict[str, Any]:
             "storm": [storm, storm],
             "nobody_ns": [1000, 1000],
             "rings": {"hwerr": 1, "trace": 2, "perf": 3},
-            "idle": {"hwerr-watch": 0, "hwerr-guard": 3},
         },
         "severity": {"x/y": case},
+        "idle": {"hwerr-watch": 0, "hwerr-guard": 3},
     }  # fmt: skip
 
 
@@ -186,6 +186,13 @@ def test_a_goal_that_is_missed_is_said(
         at = at[key]
     at[path[-1]] = value
     assert sum(not g.met for g in report.Report(result).goals()) == missed
+
+
+def test_what_was_not_measured_meets_no_goal(result: dict[str, Any]) -> None:
+    del result["severity"], result["idle"]
+    found = report.Report(result)
+    assert not [g for g in found.goals() if "severity" in g.what]
+    assert found.markdown().count("Not measured") == 2
 
 
 def test_what_is_never_seen_is_said_and_not_averaged(result: dict[str, Any]) -> None:

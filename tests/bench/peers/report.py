@@ -69,7 +69,9 @@ class Report:
     def __init__(self, result: dict[str, Any]) -> None:
         self.m: dict[str, Any] = result["measure"]
         self.severity: dict[str, Any] = result.get("severity", {})
+        self.idles: dict[str, int] = result.get("idle", {})
         self.kernel: str = result["kernel"]
+        self.load: list[float] = result.get("load", [])
         self.titles: dict[str, str] = self.m["titles"]
 
     # -- latency -----------------------------------------------------------------
@@ -211,8 +213,10 @@ class Report:
         return table(["consumer", "says of the guest whose page was hit"], rows)
 
     def idle(self) -> str:
+        if not self.idles:
+            return "Not measured: `scripts/bench-peers --only severity`."
         titles = self.titles | {"hwerr-guard": "hwerr-guard run, no guest"}
-        rows = [[titles[p], str(n)] for p, n in self.m["idle"].items()]
+        rows = [[titles[p], str(n)] for p, n in self.idles.items()]
         return table(["consumer", "context switches in 10 s"], rows)
 
     # -- all of it -------------------------------------------------------------------
@@ -227,11 +231,9 @@ class Report:
             untold = max((abs(s["raised"] - s["seen"] - s["told"]) for s in self.storm_of(peer)), default=-1)
             what = f"untold loss in a storm of {self.storm_of(peer)[0]['raised'] - 1:,}, {peer}"
             found.append(Goal(what, f"{untold}", "0", untold == 0))
-        grades = self.graded("hwerr-watch")
-        right = f"{grades['right']} of {len(self.severity)}"
-        found.append(
-            Goal("severity of the shared cases", right, "all", grades["right"] == len(self.severity))
-        )
+        if self.severity:
+            right, of = self.graded("hwerr-watch")["right"], len(self.severity)
+            found.append(Goal("severity of the shared cases", f"{right} of {of}", "all", right == of))
         for peer in [p for p in self.titles if p.startswith("rasdaemon")]:
             for name, cost in (("in a storm", self.cost), ("one at a time", self.paced)):
                 ours, theirs = cost(HWERR), cost(peer)
@@ -250,11 +252,14 @@ class Report:
         )
         rings = self.m["rings"]
         rounds, storms = len(self.m["latency"]), len(self.m["storm"])
+        busy = ""
+        if self.load:
+            busy = f" The machine's load meanwhile: {self.load[0]:.0f} on {self.load[1]:.0f} CPUs."
         return f"""\
 ## Kernel {self.kernel}
 
 Again: `scripts/bench-peers --kernel {suffix}`. Turns of each consumer: {rounds} for the latency, {storms} \
-for the storm.
+for the storm.{busy}
 
 {goals}
 

@@ -73,7 +73,7 @@ def pause(seconds: float) -> None:
     select.select([], [], [], seconds)
 
 
-def wait_until(what: str, true: Callable[[], Any], seconds: float = 60.0) -> None:
+def wait_until(what: str, true: Callable[[], Any], seconds: float = 180.0) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         if time.monotonic() > deadline:
@@ -445,7 +445,7 @@ def storm(peer: Peer, home: Path) -> dict[str, Any]:
     doubt = words.about_loss(text + (home / "run/err").read_text("utf-8", errors="replace"))
     return {
         "seen": len(seen) if overrun is None else STORM + 1 - overrun, "through": len(seen), "seconds": took,
-        "told": told, "said": doubt[:3], "settled": done,
+        "told": told, "said": [line[:200] for line in doubt[:3]], "settled": done,
         "uncorrected": sum(_uncorrected(peer, line) for line in seen), "cpu_ns": cpu, "raise_ns": raiser,
         "raised": STORM + 1,
     }  # fmt: skip
@@ -549,7 +549,8 @@ def idle(built: Path, root: Path, seconds: float = 10.0) -> dict[str, int]:
     for peer in (*peers(built, root), guard):
         if peer.wakes is False or peer.name in ("perf", "trace_pipe"):
             continue
-        with running(peer, subprocess.DEVNULL, RUN / f"idle-{peer.name}") as it:
+        home = RUN / f"idle-{peer.name}"
+        with (RUN / "idle-out").open("wb") as out, running(peer, out.fileno(), home) as it:
             before = sum(n for _, n in _threads(it.pid))
             # Nothing ends this wait: that nothing happens is what is measured.
             pause(seconds)
@@ -609,8 +610,6 @@ def measure(built: Path, root: Path) -> dict[str, Any]:
             turns[peer.name] = storm(peer, RUN / f"storm-{n}-{peer.name}")
         result["storm"].append(turns)
         keep(built, result)
-    say("idle")
-    result["idle"] = idle(built, root)
     return result
 
 
@@ -624,8 +623,15 @@ def main() -> int:
     level = Path("/proc/sys/kernel/printk")
     with suppress(OSError):
         level.write_text("1\n", encoding="ascii")
-    result = {"measure": measure, "severity": severities}[what](built, root)
-    print(json.dumps({"kernel": os.uname().release, what: result}))
+    result: dict[str, Any] = {"kernel": os.uname().release}
+    if what == "measure":
+        result["measure"] = measure(built, root)
+    else:
+        result["severity"] = severities(built, root)
+        keep(built, result)
+        say("idle")
+        result["idle"] = idle(built, root)
+    print(json.dumps(result))
     return 0
 
 
