@@ -303,7 +303,7 @@ and trace_pipe {rings["trace"]} KiB, perf {rings["perf"]} KiB.
         for peer, title in self.titles.items():
             values = [v for kind in KINDS for v in self.ns(peer, kind)]
             rows.append((title, values))
-        known = [v for _, values in rows for v in values]
+        known = [percentile(values, share) for _, values in rows if values for share in (0.5, 0.99)]
         low, high = (f(math.log10(v)) for f, v in ((math.floor, min(known)), (math.ceil, max(known))))
         plot = Plot(len(rows))
 
