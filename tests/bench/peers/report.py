@@ -209,7 +209,10 @@ class Report:
                 rows.append([title, "does not listen to it"])
                 continue
             said = {t["named"] for t in turns}
-            rows.append([title, " or ".join(sorted(said)) if any(said) else "no"])
+            cell = " or ".join(sorted(said)) if any(said) else "no"
+            rows.append(
+                [title, f"{cell}; the monitor it comes on is the guest's" if peer == "qemu" else cell]
+            )
         return table(["consumer", "says of the guest whose page was hit"], rows)
 
     def idle(self) -> str:
