@@ -144,10 +144,18 @@ class Teller:
         for tool in ("crm_node", "attrd_updater", "crm_resource"):
             if shutil.which(tool) is None:
                 raise Fault(f"{tool} is not installed, and the policy has [pacemaker]")
-        node = await run_program(["crm_node", "-n"], b"", _CLUSTER_LIMIT)
-        await run_program(
-            ["attrd_updater", "--name", f"hwerr-{resource}", "--update", incident], b"", _CLUSTER_LIMIT
+        # The attribute alone may move the guest: it waits for nothing.
+        node, attribute = await asyncio.gather(
+            run_program(["crm_node", "-n"], b"", _CLUSTER_LIMIT),
+            run_program(
+                ["attrd_updater", "--name", f"hwerr-{resource}", "--update", incident], b"", _CLUSTER_LIMIT
+            ),
+            return_exceptions=True,
         )
+        for result in (attribute, node):
+            if isinstance(result, BaseException):
+                raise result
+        assert isinstance(node, str)
         await run_program(
             ["crm_resource", "--fail", "--resource", resource, "--node", node], b"", _CLUSTER_LIMIT
         )
