@@ -24,8 +24,8 @@ from .process import Process
 
 __all__ = ["Teller", "marker", "run_program"]
 
-# What crm_resource and attrd_updater get, seconds: the cluster may be gone.
-_CLUSTER_LIMIT = 5.0
+# What each program of the cluster gets of the time for telling: two of them follow one another.
+_CLUSTER_SHARE = 0.5
 
 
 async def run_program(argv: Sequence[str], stdin: bytes, limit: float) -> str:
@@ -138,27 +138,23 @@ class Teller:
             jobs.append(self._pacemaker(self.policy.pacemaker_resource.replace("{name}", vm), vm, incident))
         return await self._all(jobs)
 
-    @staticmethod
-    async def _pacemaker(resource: str, vm: str, incident: str) -> None:
+    async def _pacemaker(self, resource: str, vm: str, incident: str) -> None:
         """A transient attribute of this node, then the failure itself: what Pacemaker acts on."""
+        limit = _CLUSTER_SHARE * self.policy.limits["tell"]
         for tool in ("crm_node", "attrd_updater", "crm_resource"):
             if shutil.which(tool) is None:
                 raise Fault(f"{tool} is not installed, and the policy has [pacemaker]")
         # The attribute alone may move the guest: it waits for nothing.
         node, attribute = await asyncio.gather(
-            run_program(["crm_node", "-n"], b"", _CLUSTER_LIMIT),
-            run_program(
-                ["attrd_updater", "--name", f"hwerr-{resource}", "--update", incident], b"", _CLUSTER_LIMIT
-            ),
+            run_program(["crm_node", "-n"], b"", limit),
+            run_program(["attrd_updater", "--name", f"hwerr-{resource}", "--update", incident], b"", limit),
             return_exceptions=True,
         )
         for result in (attribute, node):
             if isinstance(result, BaseException):
                 raise result
         assert isinstance(node, str)
-        await run_program(
-            ["crm_resource", "--fail", "--resource", resource, "--node", node], b"", _CLUSTER_LIMIT
-        )
+        await run_program(["crm_resource", "--fail", "--resource", resource, "--node", node], b"", limit)
 
     async def cleared(self, vm: str) -> list[str]:
         """Takes the cluster's attribute back; what failed."""
@@ -166,4 +162,4 @@ class Teller:
             return []
         resource = self.policy.pacemaker_resource.replace("{name}", vm)
         argv = ["attrd_updater", "--name", f"hwerr-{resource}", "--delete"]
-        return await self._all([run_program(argv, b"", _CLUSTER_LIMIT)])
+        return await self._all([run_program(argv, b"", self.policy.limits["tell"])])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""ocf:hwerr:guest; a stand-in for systemctl, or an init script, starts and stops its guest, a process."""
+"""ocf:hwerr:guest. Its guest is a process that a stand-in for systemctl or a script starts and stops."""
 
 from __future__ import annotations
 
