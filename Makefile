@@ -11,6 +11,10 @@ demo:		## set up, boot a VM, hit a guest with one error on each path, watch
 	scripts/setup
 	tests/vm/run --kernel 6.12 --sim -- .venv/bin/python tests/demo.py
 
+demo-ha:	## two cluster nodes: an error under a guest on one, it runs on the other; the timeline
+	scripts/setup
+	.venv/bin/python tests/ha/demo.py
+
 test:		## all tests, on every kernel of KERNELS
 	scripts/setup
 	.venv/bin/python scripts/test --kernels "$(KERNELS)"
@@ -64,5 +68,5 @@ clean:		## what was built here
 	rm -rf build
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help demo test test-long test-debug test-install check bench bench-freeze bench-peers setup module install uninstall clean
+.PHONY: help demo demo-ha test test-long test-debug test-install check bench bench-freeze bench-peers setup module install uninstall clean
 .DEFAULT_GOAL := help
