@@ -32,6 +32,10 @@ test-debug:	## all VM tests on a kernel that finds faults (KASAN, lockdep, kmeml
 	HWERR_RACES=20000 HWERR_RACES_SECONDS=900 HWERR_FUZZ_SECONDS=600 \
 		.venv/bin/python scripts/test --no-host --kernels debug --timeout 7200
 
+test-ha:	## failovers of a FROZEN guest in a cluster of two VMs, without fencing
+	scripts/setup
+	.venv/bin/python -m pytest -q -rs -s -p no:cacheprovider --timeout 3600 tests/ha
+
 test-install:	## `make install` on a Debian 12 of its own: build, load, use, uninstall (root)
 	scripts/setup
 	.venv/bin/python -m pytest -q -rs -p no:cacheprovider tests/packaging
@@ -68,5 +72,5 @@ clean:		## what was built here
 	rm -rf build
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help demo demo-ha test test-long test-debug test-install check bench bench-freeze bench-peers setup module install uninstall clean
+.PHONY: help demo demo-ha test test-long test-debug test-ha test-install check bench bench-freeze bench-peers setup module install uninstall clean
 .DEFAULT_GOAL := help
