@@ -483,42 +483,45 @@ class Moduleless(Device):
     OSError with EOPNOTSUPP, and that it holds no history. `missing` says what is not seen, and why.
     """
 
-    def __init__(
-        self, *, nonblock: bool = False, names: Names | None = None, wanted: Filter | None = None
-    ) -> None:
+    def __init__(self, *, nonblock: bool = False, names: Names | None = None) -> None:
         """Loads and attaches the programs; BpfError with the reason if it cannot be done."""
-        self._fd = -1  # for the case that it fails
         if reason := unavailable():
             raise BpfError(errno.EOPNOTSUPP, reason)
-        self._filter = wanted or Filter()
-        self._programs = _Programs()
-        self.missing: dict[str, str] = dict(self._programs.reasons)
+        self._fd = -1  # for __del__, should it fail
+        self._filter = Filter()
         self._book = _Book()
         self._samples: list[tuple[int, bytes]] = []
+        self._room = 0
         self._read = self._lost = self._pending = 0
         self._passed: dict[tuple[int, int], int] = {}
         _, self._lib = _library()
-        self._maps = [self._programs.map(name) for name in (*_RINGS, "hwerr_dropped")]
-        self._dropped = self._maps[-1]
-        self._rings = [Ring(buffer, self._sample) for buffer in self._maps[:-1]]
-        self._timer = self._lib.hwerr_timer_new()
-        self._epoll = select.epoll()
-        for fd in (*(ring.fileno() for ring in self._rings), self._timer):
-            self._epoll.register(fd, select.EPOLLIN)
-        self._room = 0
-        super().__init__(self._epoll.fileno(), nonblock=nonblock, names=names)
+        with contextlib.ExitStack() as undo:
+            self._programs = _Programs()
+            undo.callback(self._programs.close)
+            self.missing: dict[str, str] = dict(self._programs.reasons)
+            self._maps = []
+            for name in (*_RINGS, "hwerr_dropped"):
+                self._maps.append(self._programs.map(name))
+                undo.callback(self._maps[-1].close)
+            self._dropped = self._maps[-1]
+            self._timer = self._lib.hwerr_timer_new()
+            undo.callback(os.close, self._timer)
+            self._epoll = select.epoll()
+            undo.callback(self._epoll.close)
+            self._epoll.register(self._timer, select.EPOLLIN)
+            self._rings = []
+            for buffer in self._maps[:-1]:
+                self._rings.append(Ring(buffer, self._sample))
+                undo.callback(self._rings[-1].close)
+                self._epoll.register(self._rings[-1].fileno(), select.EPOLLIN)
+            super().__init__(self._epoll.fileno(), nonblock=nonblock, names=names)
+            self._undo = undo.pop_all()
 
     def close(self) -> None:
         if self._fd < 0:
             return
         self._fd = -1
-        for ring in self._rings:
-            ring.close()
-        for opened in self._maps:
-            opened.close()
-        self._epoll.close()
-        os.close(self._timer)
-        self._programs.close()
+        self._undo.close()
 
     @property
     def hooks(self) -> list[str]:
