@@ -495,7 +495,7 @@ def test_the_example_in_c_sees_its_own(publisher: h.Device, program: Path, user:
     readers = publisher.stats().readers
     namespace = ["unshare", "--pid", "--fork", "--kill-child"] if user else []
     drop = ["setpriv", f"--reuid={user}", "--clear-groups", "--bounding-set=-all", "--inh-caps=-all"]
-    argv = [*namespace, *(drop if user else []), program]
+    argv = [*namespace, *(drop if user else []), str(program)]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         try:
