@@ -97,6 +97,7 @@ def tracer() -> Iterator[Tracer]:
         assert (status, err) == (130, "hwerr-trace: interrupted\n")
 
 
+@pytest.mark.long
 @pytest.mark.amd
 def test_a_machine_check_next_to_its_record(tracer: Tracer) -> None:
     status = DRAM | MCI_UC
@@ -118,6 +119,7 @@ def test_a_machine_check_next_to_its_record(tracer: Tracer) -> None:
     assert sum({f["record"]["seq"]: f["record"]["count"] for f in forms}.values()) == 3
 
 
+@pytest.mark.long
 @pytest.mark.amd
 def test_other_sources_next_to_their_records(tracer: Tracer) -> None:
     mc, layers = inject.edac_layers("DIMM_B1")
@@ -150,6 +152,7 @@ def test_other_sources_next_to_their_records(tracer: Tracer) -> None:
     assert (form["record"]["source"], form["record"]["severity"]) == ("cper", "recoverable")
 
 
+@pytest.mark.long
 @pytest.mark.amd
 def test_a_guest_that_cannot_go_on_next_to_its_record(tracer: Tracer) -> None:
     probe.unload()
@@ -259,6 +262,7 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     assert "apt-get install python3-bpfcc" in said
 
 
+@pytest.mark.long
 @pytest.mark.amd
 def test_interrupted_while_it_compiles() -> None:
     argv = ["with-headers", "hwerr-trace", "--source", "mce"]
