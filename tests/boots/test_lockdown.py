@@ -12,6 +12,8 @@ import pytest
 
 TOP = Path(__file__).resolve().parents[2]
 KERNEL = os.environ.get("HWERR_KERNEL", "6.12")
+# Each case boots for itself, and takes its time.
+pytestmark = pytest.mark.long
 ENFORCED = "lockdown={} module.sig_enforce=1"
 
 
