@@ -131,6 +131,17 @@ def test_a_missing_package_is_named(release: str) -> None:
     assert not changes(before)
 
 
+def test_below_another_root_it_is_made_for_there(release: str) -> None:
+    """As a package is made: what was built below --root runs where it will be unpacked."""
+    before = everything()
+    in_root(f"cd {CHECKOUT} && packaging/install --kernel {release} --root /staging")
+    assert in_root("grep -rlF /staging /staging/opt/hwerr/bin /staging/opt/hwerr/pyvenv.cfg", status=1) == ""
+    in_root("mv /staging/opt/hwerr /opt/hwerr && mv /staging/usr/local/bin/hwerr-watch /usr/local/bin/")
+    assert "usage: hwerr-watch" in in_root("hwerr-watch --help")
+    in_root("rm -r /staging /opt/hwerr /usr/local/bin/hwerr-watch")
+    assert not changes(before)
+
+
 def test_install_use_and_uninstall(release: str) -> None:
     before = everything()
     in_root(f"cd {CHECKOUT} && packaging/install --kernel {release}")
