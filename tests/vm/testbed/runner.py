@@ -32,6 +32,10 @@ GUEST = TREE / "tests/vm/guest"
 CACHE = Path(os.environ.get("HWERR_CACHE") or Path.home() / ".cache" / "hwerr")
 RUNS = TREE / "build/vm"
 KEEP_RUNS = 20
+# A boot that the emulator lets hang before anything of ours runs is made once more: after so
+# many seconds, many times what it takes, and more on the debug kernel.
+HANGS_AFTER, DEBUG_HANGS_AFTER = 150, 600
+NOT_UP = "did not come up"
 # How long a QEMU that closed its ports may take to end, seconds.
 ENDS_WITHIN = 30
 
@@ -316,9 +320,10 @@ def kernel_words(args: argparse.Namespace, kernel: Kernel, script: Path, insmod:
 
 
 def boot(
-    args: argparse.Namespace, kernel: Kernel, run: Path, words: list[str], initrd: Path, progress: Progress
-) -> Outcome:
-    """Start the VM and stay with it to its end."""
+    args: argparse.Namespace, kernel: Kernel, run: Path, words: list[str], initrd: Path, progress: Progress,
+    hangs_after: float,
+) -> Outcome:  # fmt: skip
+    """Start the VM and stay with it to its end, or until it hangs before it is up."""
     ours: dict[str, socket.socket] = {}
     theirs: dict[str, socket.socket] = {}
     for port in ("control", "stdout", "stderr", "nmi"):
@@ -341,7 +346,7 @@ def boot(
     for sock in theirs.values():
         sock.close()
     try:
-        return follow(args, qemu, ours, nmi, run, progress)
+        return follow(args, qemu, ours, nmi, run, progress, hangs_after)
     finally:
         if qemu.poll() is None:
             qemu.kill()
@@ -357,10 +362,11 @@ def follow(
     nmi: socket.socket,
     run: Path,
     progress: Progress,
+    hangs_after: float,
 ) -> Outcome:
     outcome = Outcome()
     started = time.monotonic()
-    deadline = started + args.boot_timeout
+    deadline = started + min(hangs_after, args.boot_timeout)
     streams: dict[str, IO[bytes]] = {"stdout": sys.stdout.buffer, "stderr": sys.stderr.buffer}
     pending = b""
     with selectors.DefaultSelector() as selector:
@@ -369,9 +375,9 @@ def follow(
         while selector.get_map():
             left = deadline - time.monotonic()
             if left <= 0:
-                phase = "did not come up" if outcome.ready is None else "the command did not end"
-                limit = args.boot_timeout if outcome.ready is None else args.timeout
-                outcome.lost = f"{phase} within {limit:g} s"
+                phase = NOT_UP if outcome.ready is None else "the command did not end"
+                limit = time.monotonic() - started if outcome.ready is None else args.timeout
+                outcome.lost = f"{phase} within {limit:.0f} s"
                 ask_where(qemu, nmi, progress)
                 break
             for key, _ in selector.select(left):
@@ -394,6 +400,7 @@ def follow(
                         match word:
                             case "up":
                                 outcome.up = now
+                                deadline = started + args.boot_timeout
                             case "ready":
                                 outcome.ready = now
                                 deadline = time.monotonic() + args.timeout
@@ -548,7 +555,12 @@ def run(args: argparse.Namespace) -> int:
         script = write_command(directory, args, modules)
         words = kernel_words(args, kernel, script, insmod)
         progress(f"booting {kernel.release} ({args.cpu}, {args.mem}, {args.smp} CPUs, {args.accel})")
-        outcome = boot(args, kernel, directory, words, initrd, progress)
+        hangs_after = DEBUG_HANGS_AFTER if args.kernel == "debug" else HANGS_AFTER
+        outcome = boot(args, kernel, directory, words, initrd, progress, hangs_after)
+        if outcome.up is None and outcome.lost is not None and outcome.lost.startswith(NOT_UP):
+            progress.always(f"{outcome.lost}: once more")
+            (directory / "console.log").rename(directory / "console-1.log")
+            outcome = boot(args, kernel, directory, words, initrd, progress, args.boot_timeout)
         status = judge(args, outcome, directory, progress)
     finally:
         (directory / "running").unlink(missing_ok=True)
