@@ -100,12 +100,16 @@ class Both:
         self.without.close()
 
 
+# Open as long as this file's tests run, but for those without the module.
+_open: list[Both] = []
+
+
 @pytest.fixture(scope="module")
 def opened() -> Iterator[Both]:
     load_sim()
-    both = Both()
-    yield both
-    both.close()
+    _open.append(Both())
+    yield _open[0]
+    _open.pop().close()
 
 
 @pytest.fixture
@@ -419,11 +423,15 @@ def test_corrected_errors_do_not_push_uncorrected_ones_out() -> None:
 
 @contextmanager
 def no_module() -> Iterator[None]:
+    for both in _open:
+        both.module.close()
     subprocess.run(["rmmod", "hwerr"], check=True)
     try:
         yield
     finally:
         subprocess.run(["insmod", os.environ["HWERR_KO"]], check=True)
+        for both in _open:
+            both.module = hwerr_notify.open()
 
 
 def without_module(code: str, *, status: int = 0) -> subprocess.CompletedProcess[str]:
