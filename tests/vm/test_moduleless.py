@@ -504,7 +504,7 @@ def test_open_goes_without_and_says_so_once() -> None:
             storm(1)
             return await asyncio.wait_for(anext(watch), LIMIT)
 
-    assert asyncio.run(first()).source == Source.MCE
+    assert asyncio.run(first()).source == Source.EDAC
 
 
 def test_watch_goes_without() -> None:
@@ -522,7 +522,7 @@ def test_watch_goes_without() -> None:
         storm(1)
         out, err = process.communicate(timeout=LIMIT)
         assert (process.returncode, err) == (0, "")
-        assert json.loads(out)["source"] == "mce"
+        assert json.loads(out)["source"] == "edac"
         done = subprocess.run(
             ["hwerr-watch", "--stats", "--json"], capture_output=True, text=True, timeout=300, check=True
         )
