@@ -104,6 +104,8 @@ def test_a_user_namespace_gives_no_right(publisher: h.Device) -> None:
     assert "PermissionError" in err
 
 
+# Has not been seen to its end.
+@pytest.mark.long
 def test_hwerr_guard_is_roots(tmp_path: Path) -> None:
     """Neither its socket nor its files are anybody's else, with the umask that lets most."""
     policy = tmp_path / "guard.toml"
