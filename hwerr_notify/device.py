@@ -146,6 +146,18 @@ def at_least(severity: Severity) -> frozenset[Severity]:
     return frozenset(s for s in Severity if s >= severity)
 
 
+def filter_severities(
+    severity: Severity | None, severities: Iterable[Severity], pid: int | None
+) -> frozenset[Severity]:
+    """What `set_filter`'s arguments ask for; TypeError and ValueError if they make no sense."""
+    exact = frozenset(severities)
+    if severity is not None and exact:
+        raise TypeError("give severity, the least, or severities, but not both")
+    if pid is not None and not 0 < pid < 1 << 31:
+        raise ValueError(f"{pid} is no process number")
+    return at_least(severity) if severity is not None else exact
+
+
 class Device:
     """An open /dev/hwerr: one cursor, one filter, one loss counter.
 
@@ -319,11 +331,7 @@ class Device:
         `severity` is the least wanted, `severities` the exact ones; not both (TypeError).
         PermissionError for a `pid` that is not one's own, if that is all one may see.
         """
-        if severity is not None and tuple(severities):
-            raise TypeError("give severity, the least, or severities, but not both")
-        wanted = at_least(severity) if severity is not None else severities
-        if pid is not None and not 0 < pid < 1 << 31:
-            raise ValueError(f"{pid} is no process number")
+        wanted = filter_severities(severity, severities, pid)
         fields = {"severities": _mask(wanted), "sources": _mask(sources), "tgid": pid or 0}
         self._ioctl(lib.HWERR_IOC_SET_FILTER, _IOC_FILTER, fields)
 

@@ -28,7 +28,7 @@ from typing import Any
 from ._uapi import lib as uapi
 from .bpf import BpfError, BpfObject, Map, Ring, _library, kernel_has_type
 from .bpf import unavailable as bpf_unavailable
-from .device import Device, DeviceInfo, Filter, Since, Stats, _bits, _mask, at_least
+from .device import Device, DeviceInfo, Filter, Since, Stats, _bits, _mask, filter_severities
 from .enums import Component, Flags, GuestFlags, Kind, Severity, Source, TaskFlags
 from .event import _GET, _INFO, RECORD_MAX, Event, Guest, Info, Memory, Pci, Task, _put, build
 from .layout import Layout
@@ -633,18 +633,14 @@ class Moduleless(Device):
         sources: Iterable[Source] = (),
         pid: int | None = None,
     ) -> None:
-        severities, sources = tuple(severities), tuple(sources)
-        if severity is not None and severities:
-            raise TypeError("give severity, the least, or severities, but not both")
-        if pid is not None and not 0 < pid < 1 << 31:
-            raise ValueError(f"{pid} is no process number")
-        wanted = at_least(severity) if severity is not None else frozenset(severities)
+        sources = tuple(sources)
+        wanted = filter_severities(severity, severities, pid)
         for members, known in ((wanted, Severity), (sources, Source)):
             if unknown := set(_bits(_mask(members))) - {int(m) for m in known}:
                 raise OSError(errno.EINVAL, f"{min(unknown)} is none that is known")
         # What was lost until now, was lost under the old filter.
         self._settle()
-        self._filter = Filter(frozenset(wanted), frozenset(sources), pid)
+        self._filter = Filter(wanted, frozenset(sources), pid)
 
     def seek(self, since: Since) -> None:
         """Moves the cursor; what was read is not held, so a number before the next counts as lost."""

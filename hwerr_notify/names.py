@@ -91,8 +91,7 @@ class Names:
                 return known
         name, uuid = self._look_up(*key)
         found = name or known[0], uuid or known[1]
-        # A process may get its name later: libvirt writes its files after the start.
-        self._remember(key, found, inf if all(found) else now + RETRY_S)
+        self._remember(key, found, now + RETRY_S)
         return found
 
     def learn(self) -> None:
@@ -115,6 +114,7 @@ class Names:
             self._remember((pid, ticks), self._look_up(pid, ticks), 0.0)
 
     def _remember(self, key: tuple[int, int], found: Identity, until: float) -> None:
+        # A process may get its name later: libvirt writes its files after the start.
         with self._lock:
             self._known[key] = found, inf if all(found) else until
             while len(self._known) > self._limit:
