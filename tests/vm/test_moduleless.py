@@ -82,9 +82,15 @@ class Both:
     """The module's reader and one without it."""
 
     def __init__(self) -> None:
-        self.without = Moduleless(names=Names())
+        self.names = Names()
+        self.without = Moduleless(names=self.names)
         self.module = hwerr_notify.open()
         assert not isinstance(self.module, Moduleless)
+
+    def learn(self) -> None:
+        """The names of the guests there are: of one that its error kills, nothing is left to ask."""
+        self.names.learn()
+        hwerr_notify.open().close()
 
     def one(self, wanted: Callable[[Event], bool]) -> tuple[Event, Event]:
         """The event of each, which tell the same."""
@@ -185,6 +191,7 @@ def test_machine_checks_of_amd(both: Both) -> None:
 def test_real_machine_check(both: Both) -> None:
     """#MC, then memory_failure(): one error, told by two records, whoever tells it."""
     with Victim() as victim, Guest.start(GuestConfig(name="tcg", accel="tcg", backing="memfd")) as guest:
+        both.learn()
         for addr in (victim.memory.pfn * PAGE, guest.gpa2hpa(0x600000)):
             record = MceRecord(
                 status=SRAO, mcgstatus=RIPV | MCIP | LMCES, addr=addr, misc=PHYSICAL_PAGE, bank=9
@@ -215,7 +222,8 @@ def test_real_corrected_machine_check_by_polling(both: Both) -> None:
 def test_pci_express(both: Both) -> None:
     device = inject.pci_address("aer0")
     inject.aer_real("aer0", "POISON_TLP", header_log=(5, 6, 7, 8))
-    event, _ = both.one(lambda e: e.pci is not None and e.pci.status == 0x1000)
+    # A bit that another test set may still be there: nothing clears it without a driver.
+    event, _ = both.one(lambda e: e.pci is not None and e.pci.status & 0x1000)
     assert event.pci is not None
     assert event.pci.address == device
     inject.aer(AerRecord(uncor_status=0x0001_C000, device=device, header_log=(1, 2, 3, 4)))
