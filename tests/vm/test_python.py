@@ -481,7 +481,8 @@ def test_an_idle_watch_does_not_run(publisher: h.Device) -> None:
 @pytest.fixture
 def program() -> Path:
     """The example, compiled."""
-    path = TOP / "build/hwerr-poll"
+    path = TOP / "build" / "examples" / os.uname().release / "hwerr-poll"
+    path.parent.mkdir(parents=True, exist_ok=True)
     source, include = TOP / "examples/hwerr-poll.c", TOP / "kmod/uapi"
     warnings = ("-Wall", "-Wextra", "-Wpedantic", "-Werror")
     subprocess.run(["gcc", *warnings, "-O2", "-o", path, source, f"-I{include}"], check=True)
