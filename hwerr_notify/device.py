@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from ._uapi import ffi, lib
-from .enums import Severity, Source
+from .enums import Flags, Severity, Source
 from .event import RECORD_MAX, Event, Stop, encode, parse
 from .layout import Layout
 from .names import Names
@@ -251,10 +251,15 @@ class Device:
         return kept
 
     def drain(self) -> list[Event]:
-        """Everything there is now, without waiting."""
+        """Everything there is now, without waiting; not what a storm adds meanwhile."""
+        began = time.monotonic_ns()
         events: list[Event] = []
         while more := self.read_nonblocking():
             events += more
+            last = more[-1]
+            # Of these the time is the kernel's, and this boot's.
+            if last.time_mono_ns > began and not last.flags & (Flags.SOFTWARE | Flags.OTHER_BOOT):
+                break
         return events
 
     def read(self, timeout: float | None = None) -> list[Event]:

@@ -80,13 +80,14 @@ static ssize_t read_records(struct hwerr_reader *r, char __user *buf, size_t cou
 /* Waits for a record later than @seen, or for an ioctl() of this file; 0 or -ERESTARTSYS. */
 static int wait_for_more(struct hwerr_reader *r, u64 seen, u32 turns)
 {
+	wait_queue_head_t *records = hwerr_reader_waitq(r);
 	DEFINE_WAIT(record);
 	DEFINE_WAIT(turn);
 	int err = 0;
 
 	for (;;) {
 		/* On both queues before the look: no wake-up in between is missed. */
-		prepare_to_wait(&hwerr_waitq, &record, TASK_INTERRUPTIBLE);
+		prepare_to_wait(records, &record, TASK_INTERRUPTIBLE);
 		prepare_to_wait(&r->waitq, &turn, TASK_INTERRUPTIBLE);
 		if (hwerr_ring_version() != seen || READ_ONCE(r->turns) != turns)
 			break;
@@ -96,7 +97,7 @@ static int wait_for_more(struct hwerr_reader *r, u64 seen, u32 turns)
 		}
 		schedule();
 	}
-	finish_wait(&hwerr_waitq, &record);
+	finish_wait(records, &record);
 	finish_wait(&r->waitq, &turn);
 	return err;
 }
@@ -135,7 +136,7 @@ static __poll_t hwerr_poll(struct file *file, poll_table *wait)
 	struct hwerr_peek p;
 	__poll_t mask;
 
-	poll_wait(file, &hwerr_waitq, wait);
+	poll_wait(file, hwerr_reader_waitq(r), wait);
 	poll_wait(file, &r->waitq, wait);
 	mutex_lock(&r->lock);
 	mask = hwerr_reader_peek(r, &p, false) ? EPOLLIN | EPOLLRDNORM : 0;

@@ -413,7 +413,7 @@ static void recent_fn(struct work_struct *work)
 			continue;
 		resolve_again(d);
 		hwerr_ring_put(&d->rec, false);
-		hwerr_ring_wake();
+		hwerr_ring_wake(&d->rec);
 		pci_dev_put(d->pdev);
 		d->pdev = NULL;
 	}
@@ -502,7 +502,7 @@ static __always_inline void publish(struct hwerr_record *rec, struct hwerr_recen
 		put_linked(rec, m);
 	else
 		hwerr_ring_put(rec, true);
-	hwerr_ring_wake();
+	hwerr_ring_wake(rec);
 	if (entry)
 		recent_first(entry, ident, rec);
 }

@@ -7,8 +7,9 @@
  * DIMM that corrects a thousand errors a second must not push out the one
  * uncorrected error that somebody will ask about. Why one raw spinlock: pushes
  * come from hard interrupts and hold it for one memcpy; readers hold it for one
- * memcpy or HWERR_STEPS headers, whatever their filter; a new filter or cursor for one
- * walk over the headers of both rings, which is what limits their size.
+ * memcpy or HWERR_STEPS headers, whatever they ask for. The one exception is a privileged
+ * reader's seek to a number, which is a walk over the headers of both rings and what
+ * limits their size.
  *
  * Positions are 64-bit byte counts that only grow; a position modulo the ring's
  * size is an offset. A record is contiguous: where it would cross the end, a
@@ -62,7 +63,8 @@ static struct {
 	DECLARE_HASHTABLE(audience, 8);
 } core;
 
-DECLARE_WAIT_QUEUE_HEAD(hwerr_waitq);
+/* All readers but those of HWERR_SCOPE_SELF. */
+static DECLARE_WAIT_QUEUE_HEAD(waitq);
 
 static int ring_of(u8 severity)
 {
@@ -117,10 +119,10 @@ static bool hits(struct hwerr_record *rec, s32 tgid, u64 start_ns)
 	return false;
 }
 
-static bool first_of_process(struct hwerr_record *rec, struct hwerr_info *of)
+static bool first_of_process(const struct hwerr_record *rec, const struct hwerr_info *of)
 {
 	const struct hwerr_info_task *t = (const void *)of;
-	struct hwerr_info *info;
+	const struct hwerr_info *info;
 
 	for_each_info(info, rec) {
 		if (info == of)
@@ -129,6 +131,11 @@ static bool first_of_process(struct hwerr_record *rec, struct hwerr_info *of)
 			return false;
 	}
 	return true;
+}
+
+static bool audience_of(const struct hwerr_audience *a, const struct hwerr_info_task *t)
+{
+	return a->tgid == t->tgid && (!a->start_ns || a->start_ns == t->start_ns);
 }
 
 static void audience_evict(struct hwerr_record *rec)
@@ -142,8 +149,7 @@ static void audience_evict(struct hwerr_record *rec)
 		if (!is_owner(info) || !first_of_process(rec, info))
 			continue;
 		hash_for_each_possible(core.audience, a, node, t->tgid)
-			if (a->tgid == t->tgid &&
-			    (!a->start_ns || a->start_ns == t->start_ns))
+			if (audience_of(a, t))
 				a->evicted.n[rec->severity][rec->source]++;
 	}
 }
@@ -205,11 +211,39 @@ void hwerr_ring_put(struct hwerr_record *rec, bool count)
 	raw_spin_unlock_irqrestore(&core.lock, flags);
 }
 
-void hwerr_ring_wake(void)
+static void wake(wait_queue_head_t *wq)
 {
 	/* Pairs with the barrier in poll_wait() and prepare_to_wait(). */
-	if (wq_has_sleeper(&hwerr_waitq))
-		wake_up_interruptible_poll(&hwerr_waitq, EPOLLIN | EPOLLRDNORM);
+	if (wq_has_sleeper(wq))
+		wake_up_interruptible_poll(wq, EPOLLIN | EPOLLRDNORM);
+}
+
+void hwerr_ring_wake(const struct hwerr_record *rec)
+{
+	const struct hwerr_info *info;
+	struct hwerr_audience *a;
+
+	wake(&waitq);
+	/* Under the ring lock: who is not seen here was no reader yet when @rec was put. */
+	if (!READ_ONCE(core.audiences))
+		return;
+	/* An audience that is left is freed after a grace period. */
+	rcu_read_lock();
+	for_each_info(info, rec) {
+		const struct hwerr_info_task *t = (const void *)info;
+
+		if (!is_owner(info) || !first_of_process(rec, info))
+			continue;
+		hash_for_each_possible_rcu(core.audience, a, node, t->tgid)
+			if (audience_of(a, t))
+				wake(&a->waitq);
+	}
+	rcu_read_unlock();
+}
+
+wait_queue_head_t *hwerr_reader_waitq(struct hwerr_reader *r)
+{
+	return r->scope == HWERR_SCOPE_SELF ? &r->audience->waitq : &waitq;
 }
 
 void hwerr_ring_drop(u8 severity, u8 source)
@@ -265,15 +299,15 @@ static bool wants_class(const struct hwerr_reader *r, u8 severity, u8 source)
 	       (!r->filter.sources || r->filter.sources & BIT_ULL(source));
 }
 
-static const struct hwerr_matrix *evicted_for(const struct hwerr_reader *r)
+static const struct hwerr_matrix *evicted_for(const struct hwerr_audience *a)
 {
-	return r->audience ? &r->audience->evicted : &core.evicted;
+	return a ? &a->evicted : &core.evicted;
 }
 
-/* Ring lock held. Is @rec one of those that @r->passed counts? */
-static bool counted(const struct hwerr_reader *r, struct hwerr_record *rec)
+/* Ring lock held. Is @rec one of those that a reader of @a counts in its @passed? */
+static bool counted(const struct hwerr_audience *a, struct hwerr_record *rec)
 {
-	return !r->audience || hits(rec, r->audience->tgid, r->audience->start_ns);
+	return !a || hits(rec, a->tgid, a->start_ns);
 }
 
 static void lose(struct hwerr_reader *r, u64 n)
@@ -285,7 +319,7 @@ static void lose(struct hwerr_reader *r, u64 n)
 /* Ring lock held. Accounts for what left @ring under the cursor. */
 static void settle(struct hwerr_reader *r, int ring)
 {
-	const struct hwerr_matrix *evicted = evicted_for(r);
+	const struct hwerr_matrix *evicted = evicted_for(r->audience);
 	int sev, src;
 	u64 n = 0;
 
@@ -316,24 +350,77 @@ static void settle_dropped(struct hwerr_reader *r)
 	r->dropped = core.dropped;
 }
 
-/* Ring lock held. Counts anew what lies between each tail and the cursor. */
-static void recount(struct hwerr_reader *r)
+/**
+ * struct count - a walk over what lies behind a cursor that is to be set
+ * @at: how far it is, in each ring; in the end, the cursor
+ * @to: where it ends
+ * @seq: or at the first record with a number of at least this
+ */
+struct count {
+	u64 at[2];
+	u64 to[2];
+	u64 seq;
+};
+
+/* Ring lock held. All that ever left @ring is behind a cursor at its tail. */
+static void count_from_tail(struct hwerr_reader *r, const struct hwerr_matrix *evicted,
+			    struct count *c, int ring)
+{
+	int sev;
+
+	c->at[ring] = core.ring[ring].tail;
+	for (sev = 0; sev < HWERR_SEV_COUNT; sev++)
+		if (ring_of(sev) == ring)
+			memcpy(r->count.n[sev], evicted->n[sev], sizeof(r->count.n[sev]));
+}
+
+/* Ring lock held. Counts some more of those that @a is about; false if that was not all. */
+static bool count_some(struct hwerr_reader *r, const struct hwerr_audience *a, struct count *c)
+{
+	int i, steps = HWERR_STEPS;
+
+	for (i = 0; i < 2; i++) {
+		struct hwerr_ring *ring = &core.ring[i];
+
+		if (c->at[i] < ring->tail)
+			count_from_tail(r, evicted_for(a), c, i);
+		while (c->at[i] < c->to[i]) {
+			struct hwerr_record *rec = ring_skip_filler(ring, &c->at[i]);
+
+			if (!rec || c->at[i] >= c->to[i] || rec->seq >= c->seq) {
+				c->to[i] = c->at[i];
+				break;
+			}
+			if (!steps--)
+				return false;
+			if (counted(a, rec))
+				r->count.n[rec->severity][rec->source]++;
+			c->at[i] += rec->len;
+		}
+	}
+	return true;
+}
+
+/*
+ * Reader's lock held. Leaves in @r->count, by class, those of @a's records that lie behind
+ * the cursor @c->at, and returns with the ring lock held, so that this is so. It is held
+ * for HWERR_STEPS headers at a time: anybody may ask for this, again and again. Where the
+ * tail overtakes the walk, the cursor is at the tail: as if it had been asked for later.
+ */
+static void count_behind(struct hwerr_reader *r, const struct hwerr_audience *a, struct count *c)
+	__acquires(&core.lock)
 {
 	int i;
 
-	r->passed = *evicted_for(r);
+	raw_spin_lock_irq(&core.lock);
 	for (i = 0; i < 2; i++) {
-		u64 pos = core.ring[i].tail;
-		struct hwerr_record *rec;
-
-		while (pos < r->pos[i]) {
-			rec = ring_skip_filler(&core.ring[i], &pos);
-			if (!rec || pos >= r->pos[i])
-				break;
-			if (counted(r, rec))
-				r->passed.n[rec->severity][rec->source]++;
-			pos += rec->len;
-		}
+		c->to[i] = min(c->to[i], core.ring[i].head);
+		count_from_tail(r, evicted_for(a), c, i);
+	}
+	while (!count_some(r, a, c)) {
+		raw_spin_unlock_irq(&core.lock);
+		cond_resched();
+		raw_spin_lock_irq(&core.lock);
 	}
 }
 
@@ -370,32 +457,29 @@ static u64 oldest_held(void)
 	return seq;
 }
 
-/* Ring lock held. Moves @pos to the first record with a number of at least @seq. */
-static void skip_older(int ring, u64 *pos, u64 seq)
-{
-	struct hwerr_record *rec;
-
-	while ((rec = ring_skip_filler(&core.ring[ring], pos)) && rec->seq < seq)
-		*pos += rec->len;
-}
-
 void hwerr_reader_start(struct hwerr_reader *r, u32 whence, u64 seq)
 {
+	struct count c = { .to = { U64_MAX, U64_MAX }, .seq = U64_MAX };
 	int i;
 
-	raw_spin_lock_irq(&core.lock);
-	for (i = 0; i < 2; i++) {
-		r->pos[i] = whence == HWERR_SEEK_NOW ? core.ring[i].head :
-						       core.ring[i].tail;
+	lockdep_assert_held(&r->lock);
+	if (whence == HWERR_SEEK_NOW && !r->audience) {
+		raw_spin_lock_irq(&core.lock);
+		for (i = 0; i < 2; i++)
+			c.at[i] = core.ring[i].head;
+		r->count = core.pushed;
+	} else {
+		if (whence == HWERR_SEEK_OLDEST)
+			memset(c.to, 0, sizeof(c.to));
 		/* Behind what is older: evicted later, it is nobody's loss. */
 		if (whence == HWERR_SEEK_SEQ)
-			skip_older(i, &r->pos[i], seq);
-		r->taken[i] = r->pos[i];
+			c.seq = seq;
+		count_behind(r, r->audience, &c);
 	}
-	if (whence == HWERR_SEEK_NOW && !r->audience)
-		r->passed = core.pushed;
-	else
-		recount(r);
+	for (i = 0; i < 2; i++)
+		r->pos[i] = c.at[i];
+	memcpy(r->taken, c.at, sizeof(r->taken));
+	r->passed = r->count;
 	r->dropped = core.dropped;
 	r->lost -= r->pending;
 	r->pending = 0;
@@ -460,7 +544,7 @@ static struct hwerr_record *advance(struct hwerr_reader *r, int ring, int *steps
 		rec = ring_skip_filler(&core.ring[ring], &r->pos[ring]);
 		if (!rec)
 			return NULL;
-		mine = counted(r, rec);
+		mine = counted(r->audience, rec);
 		if (mine && wants_class(r, rec->severity, rec->source))
 			return rec;
 		if (mine)
@@ -538,8 +622,8 @@ static struct hwerr_audience *audience_leave(struct hwerr_audience *a)
 {
 	if (!a || --a->users)
 		return NULL;
-	hash_del(&a->node);
-	core.audiences--;
+	hash_del_rcu(&a->node);
+	WRITE_ONCE(core.audiences, core.audiences - 1);
 	return a;
 }
 
@@ -549,41 +633,47 @@ int hwerr_reader_filter(struct hwerr_reader *r, const struct hwerr_ioc_filter *f
 	struct hwerr_audience *fresh = NULL, *gone, *a = NULL;
 	s32 tgid = self ? r->tgid : f->tgid;
 	u64 start_ns = self ? r->start_ns : 0;
+	struct count c = { .seq = U64_MAX };
 	int i;
 
+	lockdep_assert_held(&r->lock);
 	if (tgid) {
 		fresh = kzalloc(sizeof(*fresh), GFP_KERNEL_ACCOUNT);
 		if (!fresh)
 			return -ENOMEM;
 		fresh->tgid = tgid;
 		fresh->start_ns = start_ns;
-	}
-
-	raw_spin_lock_irq(&core.lock);
-	/* What was lost until now, was lost under the old filter. */
-	for (i = 0; i < 2; i++) {
-		settle(r, i);
-		/* What the old one stepped over, poll() included, was not read. */
-		r->pos[i] = max(r->taken[i], core.ring[i].tail);
-	}
-	settle_dropped(r);
-	if (tgid) {
+		init_waitqueue_head(&fresh->waitq);
+		raw_spin_lock_irq(&core.lock);
 		a = audience_find(tgid, start_ns);
 		if (!a) {
 			a = fresh;
 			fresh = NULL;
-			hash_add(core.audience, &a->node, tgid);
-			core.audiences++;
+			hash_add_rcu(core.audience, &a->node, tgid);
+			WRITE_ONCE(core.audiences, core.audiences + 1);
 		}
 		a->users++;
+		raw_spin_unlock_irq(&core.lock);
+		kfree(fresh);
 	}
+
+	/* What the old filter stepped over, poll() included, was not read. */
+	for (i = 0; i < 2; i++)
+		c.to[i] = r->taken[i];
+	count_behind(r, a, &c);
+	for (i = 0; i < 2; i++) {
+		/* What was lost until now, was lost under the old filter. */
+		settle(r, i);
+		r->pos[i] = c.at[i];
+	}
+	settle_dropped(r);
 	gone = audience_leave(r->audience);
 	r->audience = a;
 	r->filter = *f;
-	recount(r);
+	r->passed = r->count;
 	raw_spin_unlock_irq(&core.lock);
-	kfree(gone);
-	kfree(fresh);
+	if (gone)
+		kfree_rcu(gone, rcu);
 	return 0;
 }
 
@@ -658,7 +748,8 @@ void hwerr_reader_free(struct hwerr_reader *r)
 	core.readers--;
 	gone = audience_leave(r->audience);
 	raw_spin_unlock_irq(&core.lock);
-	kfree(gone);
+	if (gone)
+		kfree_rcu(gone, rcu);
 	mutex_destroy(&r->lock);
 	kvfree(r);
 }

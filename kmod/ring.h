@@ -3,6 +3,7 @@
 #define _HWERR_RING_H
 
 #include <linux/mutex.h>
+#include <linux/rcupdate.h>
 #include <linux/refcount.h>
 #include <linux/wait.h>
 
@@ -20,9 +21,12 @@ struct hwerr_matrix {
  * @start_ns: and its start, 0 for any process of that number
  * @evicted: records that hit it and were evicted since this was made
  * @users: readers
+ * @waitq: where those of HWERR_SCOPE_SELF wait: what does not concern them, wakes none of them
+ * @rcu: a waker may still look at one that nobody uses
  *
- * All guarded by the ring lock. It lets a reader that filters by process know
- * its loss exactly without any work per reader when a record is evicted.
+ * All guarded by the ring lock, but for @waitq. It lets a reader that filters by process
+ * know its loss exactly without any work per reader when a record is evicted. A reader of
+ * HWERR_SCOPE_SELF has the same one as long as it is open.
  */
 struct hwerr_audience {
 	struct hlist_node node;
@@ -30,6 +34,8 @@ struct hwerr_audience {
 	u64 start_ns;
 	struct hwerr_matrix evicted;
 	unsigned int users;
+	wait_queue_head_t waitq;
+	struct rcu_head rcu;
 };
 
 /**
@@ -39,13 +45,15 @@ struct hwerr_audience {
  * @taken: behind the last record read, or where it was set to
  * @passed: records that this reader wants, by class, that lie behind its
  *	cursor, counted from the same zero as the @evicted it is held against
+ * @count: the next @passed, while it is counted
  * @dropped: of the ring's @dropped, what this reader has accounted for
  * @pending: lost, not yet told
  * @lost: lost, ever
  * @read: given, ever
  * @turns: changes of the filter and the cursor by ioctl; read without the lock
  *	by a read() that waits
- * @waitq: who waits for that; for records they wait on hwerr_waitq
+ * @waitq: who waits for that; for records they wait on
+ *	hwerr_reader_waitq()
  * @filter: what it wants
  * @scope: HWERR_SCOPE_*; constant
  * @tgid: opener's process; constant
@@ -58,6 +66,7 @@ struct hwerr_reader {
 	u64 pos[2];
 	u64 taken[2];
 	struct hwerr_matrix passed;
+	struct hwerr_matrix count;
 	struct hwerr_matrix dropped;
 	u64 pending;
 	u64 lost;
@@ -88,7 +97,8 @@ struct hwerr_peek {
 	u32 len;
 };
 
-extern wait_queue_head_t hwerr_waitq;
+/* Where to wait for records; the same as long as the file is open. */
+wait_queue_head_t *hwerr_reader_waitq(struct hwerr_reader *r);
 
 /*
  * Records and infos are whole words, mostly too few for string instructions to
@@ -121,7 +131,7 @@ void hwerr_ring_exit(void);
  * hwerr_ring_wake(), which no raw lock may be held for.
  */
 void hwerr_ring_put(struct hwerr_record *rec, bool count_errors);
-void hwerr_ring_wake(void);
+void hwerr_ring_wake(const struct hwerr_record *rec);
 /* An error of this class that no record could be made of. */
 void hwerr_ring_drop(u8 severity, u8 source);
 /* @n more errors went into another record's count; @counted: another source's. */

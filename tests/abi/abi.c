@@ -1412,6 +1412,132 @@ static void t_seek_wakes_nobody(void)
 	CHECK(waitpid(pid, &status, 0) == pid && status == 0);
 }
 
+/* An error of others wakes no reader that may not see it, however often it waits. */
+static void scoped_sleeper(int ready)
+{
+	struct pollfd p = { .events = POLLIN };
+	struct epoll_event e = { .events = EPOLLIN };
+	uint64_t start;
+	int ep;
+
+	drop_root();
+	p.fd = open(DEV, O_RDWR | O_NONBLOCK);
+	CHECK(p.fd >= 0);
+	start = own_start(p.fd);
+	ep = epoll_create1(0);
+	CHECK(ep >= 0 && !epoll_ctl(ep, EPOLL_CTL_ADD, p.fd, &e));
+	CHECK(write(ready, &start, sizeof(start)) == sizeof(start));
+	CHECK(epoll_wait(ep, &e, 1, -1) == 1);
+	CHECK(poll(&p, 1, -1) == 1);
+	CHECK(get(p.fd)->severity == HWERR_SEV_FATAL);
+	/* And in read(). */
+	CHECK(!fcntl(p.fd, F_SETFL, 0));
+	CHECK(write(ready, &start, sizeof(start)) == sizeof(start));
+	CHECK(get(p.fd)->severity == HWERR_SEV_FATAL);
+}
+
+static void t_scope_not_woken(void)
+{
+	int w = dev_open(0), pipes[2], round, i, status;
+	uint64_t start;
+	long before;
+	pid_t pid;
+
+	CHECK(!pipe(pipes));
+	pid = fork();
+	CHECK(pid >= 0);
+	if (!pid) {
+		scoped_sleeper(pipes[1]);
+		_exit(0);
+	}
+	for (round = 0; round < 2; round++) {
+		struct hwerr_info_task *t;
+		struct msg m;
+
+		CHECK(read(pipes[0], &start, sizeof(start)) == sizeof(start));
+		await_state(pid);
+		before = switches(pid);
+		for (i = 0; i < 1000; i++)
+			put_number(w, HWERR_SEV_FATAL, i);
+		await_state(pid);
+		CHECK(switches(pid) - before < 10);
+		msg_init(&m, HWERR_SEV_FATAL, HWERR_SRC_USER);
+		t = msg_info(&m, HWERR_INFO_TASK, sizeof(*t));
+		t->tgid = pid;
+		t->start_ns = start;
+		put(w, &m);
+	}
+	CHECK(waitpid(pid, &status, 0) == pid && status == 0);
+}
+
+static unsigned int stormed;
+
+/* Every second one hits process 4242, and has the next number. */
+static void *storm_write(void *arg)
+{
+	int fd = (intptr_t)arg;
+	unsigned int i;
+
+	for (i = 0; !__atomic_load_n(&storm_done, __ATOMIC_ACQUIRE); i++) {
+		struct hwerr_info_task *t;
+		struct msg m;
+
+		msg_init(&m, HWERR_SEV_CORRECTED, i % 4 < 2 ? HWERR_SRC_USER : HWERR_SRC_BLOCK);
+		msg_number(&m, i);
+		t = msg_info(&m, HWERR_INFO_TASK, sizeof(*t));
+		t->tgid = i % 2 ? 4242 : 4243;
+		put(fd, &m);
+		__atomic_store_n(&stormed, i / 2 + i % 2, __ATOMIC_RELEASE);
+	}
+	return NULL;
+}
+
+/* Blocks until the storm has gone on by @n of its numbers. */
+static void let_storm(unsigned int n)
+{
+	unsigned int from = __atomic_load_n(&stormed, __ATOMIC_ACQUIRE);
+
+	while (__atomic_load_n(&stormed, __ATOMIC_ACQUIRE) - from < n)
+		sched_yield();
+}
+
+/*
+ * A cursor or filter set while the ring turns over under it: the first record after it tells
+ * exactly what was lost since, and a new filter that wants the same loses the same.
+ */
+static void t_set_under_storm(void)
+{
+	int fd = dev_open(0), w = dev_open(0), round;
+	pthread_t th;
+
+	CHECK(!pthread_create(&th, NULL, storm_write, (void *)(intptr_t)w));
+	filter_full(fd, 0, OURS, 4242);
+	for (round = 0; round < 24; round++) {
+		unsigned int before = __atomic_load_n(&stormed, __ATOMIC_ACQUIRE), after, last;
+		struct hwerr_record *r;
+
+		seek_to(fd, HWERR_SEEK_NOW, 0);
+		after = __atomic_load_n(&stormed, __ATOMIC_ACQUIRE);
+		if (round % 3)
+			let_storm(round % 3 * 1500);
+		r = get(fd);
+		/* A number may be put before it is told in @stormed. */
+		CHECK(text_number(r) / 2 - r->lost >= before);
+		CHECK(text_number(r) / 2 - r->lost <= after + 1);
+		CHECK(round % 3 != 2 || r->lost);
+		last = text_number(r) / 2;
+		if (round % 2)
+			let_storm(1500);
+		filter_full(fd, round % 4 < 2 ? 1 << HWERR_SEV_CORRECTED : 0, OURS, 4242);
+		if (round % 5 == 0)
+			let_storm(1500);
+		r = get(fd);
+		CHECK(text_number(r) / 2 - last == 1 + r->lost);
+	}
+	__atomic_store_n(&storm_done, 1, __ATOMIC_RELEASE);
+	CHECK(!pthread_join(th, NULL));
+}
+
 static void pass_fd(int sock, int fd)
 {
 	char c = 'x', ctl[CMSG_SPACE(sizeof(int))] = { 0 };
@@ -1479,6 +1605,7 @@ static const struct { const char *name; void (*fn)(void); } tests[] = {
 	T(write_marks), T(write_many), T(write_rejects), T(write_largest),
 	T(scope_unprivileged), T(scope_redacts), T(scope_user_namespace), T(scope_inherited),
 	T(scope_stays_with_opener), T(guard_not_weakened), T(guard_room), T(seek_wakes_nobody),
+	T(scope_not_woken), T(set_under_storm),
 	T(rmmod_refused),
 };
 

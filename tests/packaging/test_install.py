@@ -149,6 +149,13 @@ def test_install_use_and_uninstall(release: str) -> None:
     # Again, as for a newer version: the same comes out.
     in_root(f"cd {CHECKOUT} && packaging/install --kernel {release}")
     assert changes(before) == installed
+    # A version that does not build leaves this one as it is.
+    for broken in ("kmod/main.c", "hwerr_notify/_scan.c"):
+        in_root(f"cd {CHECKOUT} && cp {broken} /tmp/kept && echo '#error broken' >>{broken}")
+        said = in_root(f"cd {CHECKOUT} && packaging/install --kernel {release}", status=1)
+        assert "install: failed: building" in said
+        in_root(f"cd {CHECKOUT} && cp /tmp/kept {broken} && rm /tmp/kept")
+        assert changes(before) == installed
     # The checkout stays as it was, and nothing is where nobody would look.
     places = (
         "/usr/src/hwerr-",

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: MIT
 """Every promise of the file, from 64-bit and from 32-bit callers; see tests/abi/abi.c."""
 
-import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
 TOP = Path(__file__).resolve().parents[2]
-BUILD = TOP / "build" / "abi" / os.uname().release
+BUILD = TOP / "build" / "abi"
 
 
 def _names() -> list[str]:

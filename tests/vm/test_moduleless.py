@@ -223,7 +223,7 @@ def test_pci_express(both: Both) -> None:
     device = inject.pci_address("aer0")
     inject.aer_real("aer0", "POISON_TLP", header_log=(5, 6, 7, 8))
     # A bit that another test set may still be there: nothing clears it without a driver.
-    event, _ = both.one(lambda e: e.pci is not None and e.pci.status & 0x1000)
+    event, _ = both.one(lambda e: e.pci is not None and bool(e.pci.status & 0x1000))
     assert event.pci is not None
     assert event.pci.address == device
     inject.aer(AerRecord(uncor_status=0x0001_C000, device=device, header_log=(1, 2, 3, 4)))
