@@ -27,13 +27,15 @@
 #include <linux/mm.h>
 #include <linux/sched.h>
 #include <linux/sched/signal.h>
+#include <linux/random.h>
+#include <linux/siphash.h>
 #include <linux/slab.h>
 #include <linux/vmalloc.h>
 
 #include "hwerr.h"
 #include "ring.h"
 
-/* Headers looked at in one hold of the lock. */
+/* What is looked at in one hold of the lock: so many headers, fewer if they have many infos. */
 #define HWERR_STEPS	64
 
 /**
@@ -60,7 +62,8 @@ static struct {
 	struct hwerr_matrix dropped;
 	u64 n_dropped;
 	struct hwerr_ioc_stats total;	/* its reader_ fields are unused */
-	DECLARE_HASHTABLE(audience, 8);
+	siphash_key_t key;		/* constant */
+	DECLARE_HASHTABLE(audience, 12);
 } core;
 
 /* All readers but those of HWERR_SCOPE_SELF. */
@@ -104,6 +107,12 @@ static bool info_of(const struct hwerr_info *info, s32 tgid, u64 start_ns)
 	       (!start_ns || t->start_ns == start_ns);
 }
 
+/* Of HWERR_STEPS: its infos may all have to be looked at. */
+static int cost(const struct hwerr_record *rec)
+{
+	return 1 + rec->len / 256;
+}
+
 #define for_each_info(info, rec)						\
 	for (info = (void *)(rec) + (rec)->hdr_len;				\
 	     (void *)(info) < (void *)(rec) + (rec)->len;			\
@@ -119,7 +128,8 @@ static bool hits(struct hwerr_record *rec, s32 tgid, u64 start_ns)
 	return false;
 }
 
-static bool first_of_process(const struct hwerr_record *rec, const struct hwerr_info *of)
+/* No earlier info of @rec is of that process; with no @start_ns, of that number. */
+static bool first_of(const struct hwerr_record *rec, const struct hwerr_info *of, u64 start_ns)
 {
 	const struct hwerr_info_task *t = (const void *)of;
 	const struct hwerr_info *info;
@@ -127,15 +137,28 @@ static bool first_of_process(const struct hwerr_record *rec, const struct hwerr_
 	for_each_info(info, rec) {
 		if (info == of)
 			return true;
-		if (info_of(info, t->tgid, t->start_ns))
+		if (info_of(info, t->tgid, start_ns))
 			return false;
 	}
 	return true;
 }
 
-static bool audience_of(const struct hwerr_audience *a, const struct hwerr_info_task *t)
+/* Keyed: a process may leave as many audiences as it likes, but not choose whom they slow. */
+static u32 audience_hash(s32 tgid, u64 start_ns)
 {
-	return a->tgid == t->tgid && (!a->start_ns || a->start_ns == t->start_ns);
+	return siphash_2u64(tgid, start_ns, &core.key);
+}
+
+/* Ring lock held, or RCU. Whoever wants what hits that process: it alone, or any of its number. */
+static struct hwerr_audience *audience_find(s32 tgid, u64 start_ns)
+{
+	struct hwerr_audience *a;
+
+	hash_for_each_possible_rcu(core.audience, a, node, audience_hash(tgid, start_ns),
+				   lockdep_is_held(&core.lock))
+		if (a->tgid == tgid && a->start_ns == start_ns)
+			return a;
+	return NULL;
 }
 
 static void audience_evict(struct hwerr_record *rec)
@@ -146,11 +169,18 @@ static void audience_evict(struct hwerr_record *rec)
 		const struct hwerr_info_task *t = (const void *)info;
 		struct hwerr_audience *a;
 
-		if (!is_owner(info) || !first_of_process(rec, info))
+		if (!is_owner(info))
 			continue;
-		hash_for_each_possible(core.audience, a, node, t->tgid)
-			if (audience_of(a, t))
+		if (t->start_ns && first_of(rec, info, t->start_ns)) {
+			a = audience_find(t->tgid, t->start_ns);
+			if (a)
 				a->evicted.n[rec->severity][rec->source]++;
+		}
+		if (first_of(rec, info, 0)) {
+			a = audience_find(t->tgid, 0);
+			if (a)
+				a->evicted.n[rec->severity][rec->source]++;
+		}
 	}
 }
 
@@ -232,11 +262,11 @@ void hwerr_ring_wake(const struct hwerr_record *rec)
 	for_each_info(info, rec) {
 		const struct hwerr_info_task *t = (const void *)info;
 
-		if (!is_owner(info) || !first_of_process(rec, info))
+		if (!is_owner(info) || !first_of(rec, info, t->start_ns))
 			continue;
-		hash_for_each_possible_rcu(core.audience, a, node, t->tgid)
-			if (audience_of(a, t))
-				wake(&a->waitq);
+		a = audience_find(t->tgid, t->start_ns);
+		if (a)
+			wake(&a->waitq);
 	}
 	rcu_read_unlock();
 }
@@ -353,7 +383,7 @@ static void settle_dropped(struct hwerr_reader *r)
 /**
  * struct count - a walk over what lies behind a cursor that is to be set
  * @at: how far it is, in each ring; in the end, the cursor
- * @to: where it ends
+ * @to: where it ends, at the latest at the head
  * @seq: or at the first record with a number of at least this
  */
 struct count {
@@ -374,7 +404,10 @@ static void count_from_tail(struct hwerr_reader *r, const struct hwerr_matrix *e
 			memcpy(r->count.n[sev], evicted->n[sev], sizeof(r->count.n[sev]));
 }
 
-/* Ring lock held. Counts some more of those that @a is about; false if that was not all. */
+/*
+ * Ring lock held. Counts some more of those that @a is about; false if that was not all. If it
+ * was, both cursors are where they shall be at this moment, whatever came during the walk.
+ */
 static bool count_some(struct hwerr_reader *r, const struct hwerr_audience *a, struct count *c)
 {
 	int i, steps = HWERR_STEPS;
@@ -387,12 +420,11 @@ static bool count_some(struct hwerr_reader *r, const struct hwerr_audience *a, s
 		while (c->at[i] < c->to[i]) {
 			struct hwerr_record *rec = ring_skip_filler(ring, &c->at[i]);
 
-			if (!rec || c->at[i] >= c->to[i] || rec->seq >= c->seq) {
-				c->to[i] = c->at[i];
+			if (!rec || c->at[i] >= c->to[i] || rec->seq >= c->seq)
 				break;
-			}
-			if (!steps--)
+			if (steps <= 0)
 				return false;
+			steps -= cost(rec);
 			if (counted(a, rec))
 				r->count.n[rec->severity][rec->source]++;
 			c->at[i] += rec->len;
@@ -403,9 +435,10 @@ static bool count_some(struct hwerr_reader *r, const struct hwerr_audience *a, s
 
 /*
  * Reader's lock held. Leaves in @r->count, by class, those of @a's records that lie behind
- * the cursor @c->at, and returns with the ring lock held, so that this is so. It is held
- * for HWERR_STEPS headers at a time: anybody may ask for this, again and again. Where the
- * tail overtakes the walk, the cursor is at the tail: as if it had been asked for later.
+ * the cursors @c->at, and returns with the ring lock held, so that this is so. It is held
+ * for HWERR_STEPS at a time: anybody may ask for this, again and again. Where the tail
+ * overtakes the walk it goes on from there: as if it had been asked for later. open() is
+ * called under a lock of all misc devices, so this does not give the CPU away.
  */
 static void count_behind(struct hwerr_reader *r, const struct hwerr_audience *a, struct count *c)
 	__acquires(&core.lock)
@@ -413,13 +446,11 @@ static void count_behind(struct hwerr_reader *r, const struct hwerr_audience *a,
 	int i;
 
 	raw_spin_lock_irq(&core.lock);
-	for (i = 0; i < 2; i++) {
-		c->to[i] = min(c->to[i], core.ring[i].head);
+	for (i = 0; i < 2; i++)
 		count_from_tail(r, evicted_for(a), c, i);
-	}
 	while (!count_some(r, a, c)) {
 		raw_spin_unlock_irq(&core.lock);
-		cond_resched();
+		cpu_relax();
 		raw_spin_lock_irq(&core.lock);
 	}
 }
@@ -531,14 +562,14 @@ static void redact(struct hwerr_record *rec, const struct hwerr_reader *r)
 
 /*
  * Ring lock held. Moves the cursor of @ring over what @r does not want.
- * Returns the record it stops at, or NULL; @steps is 0 if it gave up early.
+ * Returns the record it stops at, or NULL; @steps is used up if it gave up early.
  */
 static struct hwerr_record *advance(struct hwerr_reader *r, int ring, int *steps)
 {
 	struct hwerr_record *rec;
 
 	settle(r, ring);
-	while (*steps) {
+	while (*steps > 0) {
 		bool mine;
 
 		rec = ring_skip_filler(&core.ring[ring], &r->pos[ring]);
@@ -549,8 +580,8 @@ static struct hwerr_record *advance(struct hwerr_reader *r, int ring, int *steps
 			return rec;
 		if (mine)
 			r->passed.n[rec->severity][rec->source]++;
+		*steps -= cost(rec);
 		r->pos[ring] += rec->len;
-		--*steps;
 	}
 	return NULL;
 }
@@ -571,7 +602,7 @@ bool hwerr_reader_peek(struct hwerr_reader *r, struct hwerr_peek *p, bool copy)
 		best = rec[0];
 		if (!best || (rec[1] && rec[1]->seq < best->seq))
 			best = rec[1];
-		if (best && steps) {
+		if (best && steps > 0) {
 			p->ring = best == rec[1];
 			p->next = r->pos[p->ring] + best->len;
 			p->severity = best->severity;
@@ -581,7 +612,8 @@ bool hwerr_reader_peek(struct hwerr_reader *r, struct hwerr_peek *p, bool copy)
 				hwerr_copy(r->bounce, best, best->len);
 		}
 		raw_spin_unlock_irq(&core.lock);
-	} while (!steps);
+		cond_resched();
+	} while (steps <= 0);
 
 	if (!best)
 		return false;
@@ -604,17 +636,6 @@ void hwerr_reader_take(struct hwerr_reader *r, const struct hwerr_peek *p)
 	r->passed.n[p->severity][p->source]++;
 	r->pending = 0;
 	r->read++;
-}
-
-/* Ring lock held. */
-static struct hwerr_audience *audience_find(s32 tgid, u64 start_ns)
-{
-	struct hwerr_audience *a;
-
-	hash_for_each_possible(core.audience, a, node, tgid)
-		if (a->tgid == tgid && a->start_ns == start_ns)
-			return a;
-	return NULL;
 }
 
 /* Ring lock held. Returns what the caller shall free. */
@@ -649,7 +670,7 @@ int hwerr_reader_filter(struct hwerr_reader *r, const struct hwerr_ioc_filter *f
 		if (!a) {
 			a = fresh;
 			fresh = NULL;
-			hash_add_rcu(core.audience, &a->node, tgid);
+			hash_add_rcu(core.audience, &a->node, audience_hash(tgid, start_ns));
 			WRITE_ONCE(core.audiences, core.audiences + 1);
 		}
 		a->users++;
@@ -668,7 +689,9 @@ int hwerr_reader_filter(struct hwerr_reader *r, const struct hwerr_ioc_filter *f
 	}
 	settle_dropped(r);
 	gone = audience_leave(r->audience);
-	r->audience = a;
+	/* A scoped reader's stays, see hwerr_reader_waitq(). */
+	if (r->audience != a)
+		r->audience = a;
 	r->filter = *f;
 	r->passed = r->count;
 	raw_spin_unlock_irq(&core.lock);
@@ -729,6 +752,7 @@ struct hwerr_reader *hwerr_reader_new(u32 scope)
 	mutex_lock(&r->lock);
 	if (hwerr_reader_filter(r, &none)) {
 		mutex_unlock(&r->lock);
+		mutex_destroy(&r->lock);
 		kvfree(r);
 		return NULL;
 	}
@@ -765,6 +789,7 @@ int hwerr_ring_init(unsigned int bytes)
 
 	raw_spin_lock_init(&core.lock);
 	hash_init(core.audience);
+	get_random_bytes(&core.key, sizeof(core.key));
 	core.size = bytes;
 	core.next_seq = 1;
 	for (i = 0; i < 2; i++) {

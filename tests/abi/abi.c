@@ -1421,6 +1421,8 @@ static void scoped_sleeper(int ready)
 	int ep;
 
 	drop_root();
+	/* Another user's credentials undo it. */
+	CHECK(!prctl(PR_SET_PDEATHSIG, SIGKILL));
 	p.fd = open(DEV, O_RDWR | O_NONBLOCK);
 	CHECK(p.fd >= 0);
 	start = own_start(p.fd);
