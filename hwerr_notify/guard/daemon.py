@@ -14,10 +14,11 @@ import logging
 import os
 import signal
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from .. import device as hwerr
 from .. import message as message  # what an event needs is loaded before one comes
@@ -46,6 +47,9 @@ from .vm import Machine, Vm, identity, look
 __all__ = ["Guard"]
 
 log = logging.getLogger("hwerr-guard")
+
+# A cluster that did not take what it was told is told again after so many seconds, first.
+_CLUSTER_RETRY_FIRST = 1.0
 
 # A monitor that cannot be had is asked again after so many seconds, first and at most.
 _RETRY_FIRST, _RETRY_MOST = 0.05, 60.0
@@ -641,19 +645,58 @@ class Guard:
         fault_point("inside-tell")
         try:
             async with asyncio.timeout(self.policy.limits["tell"]):
-                failed += await self.teller.frozen(vm.name, incident.id, facts)
+                hooks, refused = await asyncio.gather(
+                    self.teller.hooks("frozen", facts), self.teller.push(vm.name, incident.id)
+                )
         except TimeoutError:
-            failed.append(f"not done within {self.policy.limits['tell']:g} s")
-        for why in failed:
+            late = f"not done within {self.policy.limits['tell']:g} s"
+            hooks, refused = [], [late]
+        failed += hooks
+        for why in (*failed, *refused):
             log.error("VM %s: telling: %s", vm.name, why)
-        step = Step("failed" if failed else "done", began, time.time_ns(), "; ".join(failed))
+        step = Step(
+            "failed" if failed or refused else "done", began, time.time_ns(), "; ".join((*failed, *refused))
+        )
         await self._put(incident.with_step("tell", step))
         fault_point("after-tell")
+        if refused:
+            self.spawn(self._push_again(vm, incident.id, step, failed))
+
+    async def _push_again(self, vm: Vm, incident_id: str, step: Step, failed: list[str]) -> None:
+        """Until the cluster has taken it. Its attribute is what moves the guest: once is not enough."""
+
+        def wanted() -> bool:
+            return self.incidents[incident_id].state == "frozen"
+
+        if await self._until_taken(wanted, lambda: self.teller.push(vm.name, incident_id)):
+            state: Literal["failed", "done"] = "failed" if failed else "done"
+            step = replace(step, state=state, ended_ns=time.time_ns(), detail="; ".join(failed))
+            incident = await self._put(self.incidents[incident_id].with_step("tell", step))
+            log.warning("VM %s: the cluster is told", vm.name)
+            self.publish({"event": "INCIDENT_TOLD", **self._facts(vm, incident)})
+
+    async def _until_taken(self, wanted: Callable[[], bool], job: Callable[[], Awaitable[list[str]]]) -> bool:
+        """Does it again, ever more seldom, until nothing fails; False if it is not wanted any more."""
+        wait = _CLUSTER_RETRY_FIRST
+        while wanted():
+            # A cluster that comes back raises no event here.
+            await asyncio.sleep(wait)
+            wait = min(2 * wait, _RETRY_MOST)
+            if not wanted():
+                break
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self.policy.limits["tell"]):
+                    if not await job():
+                        return True
+        return False
 
     async def dump(self, vm: Vm) -> Incident:
         """Dumps a stopped VM's memory, by its incident's own record."""
         incident = self.incidents[vm.incident or ""]
-        incident = await self._put(self._merged(await self.steps.keep(vm, incident)))
+        kept = await self.steps.keep(vm, incident)
+        # The cluster may have taken what it was told meanwhile.
+        steps = {**self.incidents[incident.id].steps, "keep": kept.steps["keep"]}
+        incident = await self._put(self._merged(replace(kept, steps=steps)))
         step = incident.steps["keep"]
         log.info("VM %s: dump: %s", vm.name, step.detail)
         if step.state == "done":
@@ -685,10 +728,18 @@ class Guard:
             while vm.process.alive():
                 await vm.changed.wait()
                 vm.changed.clear()
-            for why in await self.teller.cleared(vm.name):
-                log.error("VM %s: telling: %s", vm.name, why)
+            if refused := await self.teller.cleared(vm.name):
+                for why in refused:
+                    log.error("VM %s: telling: %s", vm.name, why)
+                self.spawn(
+                    self._until_taken(self._nothing_open(vm.name), lambda: self.teller.cleared(vm.name))
+                )
             await self._tell("cleared", vm, incident)
         return incident
+
+    def _nothing_open(self, name: str) -> Callable[[], bool]:
+        """Whether no VM of that name has an open incident: then its attribute should be gone."""
+        return lambda: not any(i.open and i.vm == name for i in self.incidents.values())
 
     # -- telling --------------------------------------------------------------------------
 

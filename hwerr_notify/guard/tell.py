@@ -130,15 +130,15 @@ class Teller:
                 raise result
         return [str(result) for result in results if isinstance(result, Fault)]
 
-    async def frozen(self, vm: str, incident: str, facts: dict[str, Any]) -> list[str]:
-        """To everybody, at the same time; what failed."""
-        jobs = [self._hook(hook, json.dumps({"occasion": "frozen", **facts}).encode())
-                for hook in self.policy.hooks if "frozen" in hook.on]  # fmt: skip
-        if self.policy.pacemaker_resource:
-            jobs.append(self._pacemaker(self.policy.pacemaker_resource.replace("{name}", vm), vm, incident))
-        return await self._all(jobs)
+    async def push(self, vm: str, incident: str) -> list[str]:
+        """To the cluster, if the policy has one: what failed. To be done again until it has taken it."""
+        if not self.policy.pacemaker_resource:
+            return []
+        return await self._all(
+            [self._pacemaker(self.policy.pacemaker_resource.replace("{name}", vm), incident)]
+        )
 
-    async def _pacemaker(self, resource: str, vm: str, incident: str) -> None:
+    async def _pacemaker(self, resource: str, incident: str) -> None:
         """A transient attribute of this node, then the failure itself: what Pacemaker acts on."""
         limit = _CLUSTER_SHARE * self.policy.limits["tell"]
         for tool in ("crm_node", "attrd_updater", "crm_resource"):
@@ -157,7 +157,7 @@ class Teller:
         await run_program(["crm_resource", "--fail", "--resource", resource, "--node", node], b"", limit)
 
     async def cleared(self, vm: str) -> list[str]:
-        """Takes the cluster's attribute back; what failed."""
+        """Takes the cluster's attribute back; what failed. To be done again, as `push`."""
         if not self.policy.pacemaker_resource or shutil.which("attrd_updater") is None:
             return []
         resource = self.policy.pacemaker_resource.replace("{name}", vm)

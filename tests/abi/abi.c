@@ -655,7 +655,8 @@ static void t_seek_forgets_pending(void)
 	CHECK(get(fd)->lost == 0);
 }
 
-#define STORM 100000
+/* From 32 bits it is the calls that differ, not the ring. */
+#define STORM (sizeof(long) == 8 ? 100000 : 10000)
 #define READERS 16
 
 static int storm_done;

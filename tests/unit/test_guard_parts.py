@@ -221,14 +221,14 @@ def test_pacemaker_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
     teller = Teller(Policy(Path("/none"), pacemaker_resource="vm-{name}"))
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert asyncio.run(teller.frozen("web1", "i1", {})) == [
+    assert asyncio.run(teller.push("web1", "i1")) == [
         "crm_node is not installed, and the policy has [pacemaker]"
     ]
     for name in ("crm_node", "attrd_updater", "crm_resource"):
         tool = tmp_path / name
         tool.write_text(f'#!/bin/sh\necho {name} "$@" >> {tmp_path}/said\necho node1\n', "utf-8")
         tool.chmod(0o755)
-    assert asyncio.run(teller.frozen("web1", "i1", {})) == []
+    assert asyncio.run(teller.push("web1", "i1")) == []
     assert asyncio.run(teller.cleared("web1")) == []
     said = (tmp_path / "said").read_text("utf-8").splitlines()
     # The first two at the same time.
@@ -238,5 +238,5 @@ def test_pacemaker_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         "attrd_updater --name hwerr-vm-web1 --delete",
     ]
     (tmp_path / "crm_node").write_text("#!/bin/sh\nexit 1\n", "utf-8")
-    (why,) = asyncio.run(teller.frozen("web1", "i1", {}))
+    (why,) = asyncio.run(teller.push("web1", "i1"))
     assert why == "crm_node ended with status 1: it says nothing"

@@ -512,6 +512,17 @@ def test_pacemaker_that_is_not_there(home: Path, cluster: str) -> None:
         assert incident["steps"]["tell"]["state"] == "failed"
         why = {"absent": "crm_node is not installed", "hung": "crm_node did not end within"}[cluster]
         assert why in incident["steps"]["tell"]["detail"]
+        # It is told again until it has taken it, and the attribute is taken back in the same way.
+        for name in ("crm_node", "attrd_updater", "crm_resource"):
+            new = tools / f".{name}"
+            new.write_text(f'#!/bin/sh\necho {name} "$@" >>{tools}/said; echo node1\n', "utf-8")
+            new.chmod(0o755)
+            new.replace(tools / name)
+        events.next("INCIDENT_TOLD")
+        assert daemon.incidents()[0]["steps"]["tell"]["state"] == "done"
+        said = (tools / "said").read_text("utf-8")
+        assert f"attrd_updater --name hwerr-vm-web1 --update {incident['id']}\n" in said
+        assert "crm_resource --fail --resource vm-web1 --node node1\n" in said
 
 
 @pytest.mark.long
