@@ -24,14 +24,14 @@ test-long:	## what takes too long for `make test`: loads under a storm, races, f
 	HWERR_LONG=1 .venv/bin/python scripts/test --no-host --cpus amd --kernels "$(KERNELS)" --timeout 7200 \
 		tests/vm/test_module.py tests/vm/test_races.py tests/vm/test_guard.py tests/vm/test_guard_steps.py \
 		tests/vm/test_guard_libvirt.py tests/vm/test_trace.py tests/vm/test_moduleless.py \
-		tests/vm/test_trust.py
+		tests/vm/test_trust.py tests/vm/test_probe_service.py
 	HWERR_LONG=1 .venv/bin/python -m pytest -q -p no:cacheprovider tests/boots/test_lockdown.py
 	HWERR_QEMU=$$(scripts/qemu trixie) .venv/bin/python -m pytest -q -p no:cacheprovider tests/unit/test_guard_release.py
 
 test-debug:	## all VM tests on a kernel that finds faults (KASAN, lockdep, kmemleak, ...)
 	scripts/setup
 	scripts/kernel debug
-	HWERR_RACES=20000 HWERR_RACES_SECONDS=900 HWERR_FUZZ_SECONDS=600 \
+	HWERR_LONG=1 HWERR_RACES=20000 HWERR_RACES_SECONDS=900 HWERR_FUZZ_SECONDS=600 \
 		.venv/bin/python scripts/test --no-host --kernels debug --timeout 7200
 
 test-ha:	## failovers of a FROZEN guest in a cluster of two VMs, without fencing

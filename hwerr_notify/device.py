@@ -18,8 +18,8 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from ._uapi import ffi, lib
-from .enums import Flags, Severity, Source
-from .event import RECORD_MAX, Event, Stop, encode, parse
+from .enums import Severity, Source
+from .event import RECORD_MAX, Event, Guest, Stop, Task, encode, parse
 from .layout import Layout
 from .names import Names
 
@@ -55,6 +55,15 @@ class Filter:
     severities: frozenset[Severity] = frozenset()
     sources: frozenset[Source] = frozenset()
     pid: int | None = None
+
+    def admits(self, event: Event) -> bool:
+        """Whether it is one of those."""
+        owners: tuple[Guest | Task, ...] = (*event.guests, *event.tasks)
+        return (
+            (not self.severities or event.severity in self.severities)
+            and (not self.sources or event.source in self.sources)
+            and (self.pid is None or self.pid in {o.pid for o in owners})
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +243,9 @@ class Device:
             events = parse(data)
             if self._skip_earlier:
                 events = self._of_this_boot(events)
+            if events and self._carried:
+                events[0] = events[0].with_lost(events[0].lost + self._carried)
+                self._carried = 0
             if self._names:
                 events = [e.named(self._names) for e in events]
             if events:
@@ -246,19 +258,19 @@ class Device:
                 self._carried += event.lost
                 continue
             if self._carried:
-                event, self._carried = event.with_lost(event.lost + self._carried), 0
+                event = event.with_lost(event.lost + self._carried)
+                self._carried = 0
             kept.append(event)
         return kept
 
     def drain(self) -> list[Event]:
         """Everything there is now, without waiting; not what a storm adds meanwhile."""
-        began = time.monotonic_ns()
+        # A reader of its own errors only is not told numbers; nobody has a storm of those.
+        end = self.info().next_seq
         events: list[Event] = []
         while more := self.read_nonblocking():
             events += more
-            last = more[-1]
-            # Of these the time is the kernel's, and this boot's.
-            if last.time_mono_ns > began and not last.flags & (Flags.SOFTWARE | Flags.OTHER_BOOT):
+            if end and more[-1].seq + 1 >= end:
                 break
         return events
 
@@ -331,7 +343,7 @@ class Device:
         sources: Iterable[Source] = (),
         pid: int | None = None,
     ) -> None:
-        """Replaces the filter, for all records not yet read.
+        """Replaces the filter, for all records not yet read, and for events that iteration has not given yet.
 
         `severity` is the least wanted, `severities` the exact ones; not both (TypeError).
         PermissionError for a `pid` that is not one's own, if that is all one may see.
@@ -339,12 +351,21 @@ class Device:
         wanted = filter_severities(severity, severities, pid)
         fields = {"severities": _mask(wanted), "sources": _mask(sources), "tgid": pid or 0}
         self._ioctl(lib.HWERR_IOC_SET_FILTER, _IOC_FILTER, fields)
+        self._sift()
+
+    def _sift(self) -> None:
+        """Leaves what the filter wants of what iteration has taken already; no loss untold."""
+        wanted, lost = self.get_filter(), 0
+        events, self._ready = self._ready, deque()
+        for event in events:
+            lost += event.lost
+            if wanted.admits(event):
+                self._ready.append(event.with_lost(lost))
+                lost = 0
+        self._carried += lost
 
     def seek(self, since: Since) -> None:
         """Moves the cursor. ValueError for a number beyond the next record's, or below 1."""
-        self._skip_earlier = since == "boot"
-        self._carried = 0
-        self._ready.clear()
         match since:
             case "now":
                 fields = {"whence": lib.HWERR_SEEK_NOW}
@@ -363,6 +384,9 @@ class Device:
                 raise
             following = self.info().next_seq or "unknown"
             raise ValueError(f"no record {since} yet: the next is {following}") from None
+        self._skip_earlier = since == "boot"
+        self._carried = 0
+        self._ready.clear()
 
     def guard(self, pidfd: int, severity: Severity, *, keep: bool = False) -> None:
         """Arms a process: an error that hits it and is as severe stops its KVM guests.

@@ -553,13 +553,6 @@ class Moduleless(Device):
         self._lib.hwerr_timer_set(self._timer, self._book.due())
         return events
 
-    def _wants(self, event: Event) -> bool:
-        f = self._filter
-        owners: tuple[Guest | Task, ...] = (*event.guests, *event.tasks)
-        if f.pid is not None and f.pid not in {o.pid for o in owners}:
-            return False
-        return self._wants_class(event.severity, event.source)
-
     def _wants_class(self, severity: int, source: int) -> bool:
         f = self._filter
         return (not f.severities or severity in f.severities) and (not f.sources or source in f.sources)
@@ -582,13 +575,24 @@ class Moduleless(Device):
         self._passed = now
         return sum(now.values())
 
+    def drain(self) -> list[Event]:
+        """Everything there is now, without waiting; not what a storm adds meanwhile."""
+        began = time.monotonic_ns()
+        events: list[Event] = []
+        while more := self.read_nonblocking():
+            events += more
+            # Numbers are given when they are taken; the time is when it happened.
+            if more[-1].time_mono_ns > began:
+                break
+        return events
+
     def read_nonblocking(self) -> list[Event]:
         """As many events as there are, oldest first; [] if there is none."""
         if self._ready:
             events = list(self._ready)
             self._ready.clear()
             return events
-        events = [e for e in self._take() if self._wants(e)]
+        events = [e for e in self._take() if self._filter.admits(e)]
         if not events:
             return []
         self._settle()
@@ -641,6 +645,9 @@ class Moduleless(Device):
         # What was lost until now, was lost under the old filter.
         self._settle()
         self._filter = Filter(wanted, frozenset(sources), pid)
+        self._sift()
+        self._pending += self._carried
+        self._carried = 0
 
     def seek(self, since: Since) -> None:
         """Moves the cursor; what was read is not held, so a number before the next counts as lost."""

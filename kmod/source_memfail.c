@@ -280,7 +280,8 @@ static void report_poisoned(struct poisoned *run)
 	d->rec.time_real_ns = 0;
 	d->no_link = true;
 	owners_done(d);
-	hwerr_draft_text(d, "%s poisoned before hwerr was loaded",
+	/* soft_offline_page() marks them in the same way. */
+	hwerr_draft_text(d, "%s poisoned or retired before hwerr was loaded",
 			 run->nr > 1 ? "pages were" : "page was");
 	hwerr_submit(d);
 out:

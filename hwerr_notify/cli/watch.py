@@ -202,6 +202,11 @@ def _notes(event: Event) -> str:
     return f" [{', '.join(notes)}]" if notes else ""
 
 
+def _cut(text: str, width: int) -> str:
+    """In a column: what is too long for it is whole with -v and in JSON."""
+    return text.ljust(width) if len(text) <= width else f"{text[: width - 1]}+"
+
+
 def line(event: Event, today: datetime) -> Segments:
     """The event in columns."""
     source = "memfail" if event.source == Source.MEMORY_FAILURE else event.source.label
@@ -210,8 +215,8 @@ def line(event: Event, today: datetime) -> Segments:
         (f"{_clock(event.time_real_ns, today):12} ", "dim"),
         (f"{event.severity.label:11} ", style),
         (f"{source:8}", ""),
-        (f"{where(event) or '-':12} ", "cyan"),
-        (f"{_who(event):26} ", "bold"),
+        (f"{_cut(where(event) or '-', 12)} ", "cyan"),
+        (f"{_cut(_who(event), 26)} ", "bold"),
         (what(event) + _notes(event), ""),
     ]
 
@@ -412,6 +417,8 @@ def follow(device: hwerr.Device, args: argparse.Namespace) -> int:
         if any(fd != device.fileno() for fd, _ in ready):
             raise BrokenPipeError(errno.EPIPE, "output was closed by its reader")
         if over and (not ready or (end and seq + 1 >= end)):
+            if missed := lost + device.stats().reader_pending:
+                complain(PROG, f"{missed} more were lost at the end; of which VM, nobody knows")
             return EXIT_OK if shown else EXIT_NOTHING
 
 

@@ -42,7 +42,7 @@
  * to make a record (hwerr_stats.dropped) is in the loss of every reader that wants its
  * severity and source, because nobody knows whom it hit.
  *
- * Identical corrected errors within a second of the first become one more
+ * Identical errors, corrected or less, within a second of the first become one more
  * record with HWERR_F_COALESCED, @id of that first record and their number in
  * @count, and with those it hits by then. So the sum of @count is the number of
  * errors, but for HWERR_F_LINKED ones.
@@ -578,8 +578,9 @@ struct hwerr_ioc_stats {
  *	the opener's, else EPERM
  * @flags: zero
  *
- * It holds for records not yet read, those already in the rings included. Bits
- * of no known severity or source are EINVAL.
+ * It holds for what lies behind the last record read, in each of the two rings
+ * (corrected or less, and worse), so that a record of the other ring may come with
+ * a lower number than the last one. Bits of no known severity or source are EINVAL.
  */
 struct hwerr_ioc_filter {
 	__u64 severities;
@@ -622,7 +623,8 @@ struct hwerr_ioc_seek {
  *
  * The next error that hits the process, by its memory or a device it holds, and
  * is as severe, stops its VMs before the record can be read, and before
- * memory_failure() for a machine check. There is one guard for a process: arming
+ * memory_failure() for a machine check; memory_failure() itself counts as
+ * HWERR_SEV_RECOVERABLE there, whatever it comes to. There is one guard for a process: arming
  * it again replaces the severity and the flags. It ends with the process. What an
  * opener with CAP_SYS_ADMIN has armed, only such a one changes or disarms.
  *

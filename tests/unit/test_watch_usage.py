@@ -70,3 +70,21 @@ def test_the_entry_point_itself_loads_nothing() -> None:
     code = "import sys, hwerr_notify.cli; print(*(m for m in sys.modules if m.startswith('hwerr_notify')))"
     out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert out.split() == ["hwerr_notify", "hwerr_notify.cli"]
+
+
+def test_columns_hold_whatever_is_in_them() -> None:
+    from datetime import datetime
+
+    from hwerr_notify import Edac, Guest, Severity, Source, build
+    from hwerr_notify.cli.watch import line
+
+    def starts(label: str, name: str) -> list[int]:
+        guest = Guest(123456, gpa=0x1C0000000, len=64, comm=name)
+        event = build(Edac(0, label=label), guest, severity=Severity.RECOVERABLE, source=Source.EDAC)
+        at, found = 0, []
+        for text, _ in line(event, datetime.now()):
+            found.append(at)
+            at += len(text)
+        return found
+
+    assert starts("DIMM_A1", "web1") == starts("CPU_SrcID#0_MC#0_Chan#0_DIMM#0", "instance-0000a")

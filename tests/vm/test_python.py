@@ -133,6 +133,19 @@ def test_iteration(publisher: h.Device) -> None:
         assert short.read() == []
 
 
+def test_what_iteration_holds_is_not_lost(publisher: h.Device) -> None:
+    with h.open(sources=[h.Source.USER]) as reader:
+        publisher.publish(record(1), record(2, S.FATAL), record(3))
+        assert next(iter(reader)).raw_severity == 1
+        with pytest.raises(ValueError, match="begin at 1"):
+            reader.seek(0)
+        assert numbers(reader.read(timeout=LIMIT)) == [2, 3]
+        publisher.publish(record(4), record(5, S.FATAL), record(6))
+        assert next(iter(reader)).raw_severity == 4
+        reader.set_filter(severity=S.FATAL, sources=[h.Source.USER])
+        assert numbers(reader.drain()) == [5]
+
+
 def test_poll_and_epoll(publisher: h.Device) -> None:
     with h.open() as reader, select.epoll() as epoll:
         epoll.register(reader, select.EPOLLIN | select.EPOLLET)
