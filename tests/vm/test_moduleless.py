@@ -201,6 +201,8 @@ def test_real_machine_check(both: Both) -> None:
     """#MC, then memory_failure(): one error, told by two records, whoever tells it."""
     with Victim() as victim, Guest.start(GuestConfig(name="tcg", accel="tcg", backing="memfd")) as guest:
         both.learn()
+        # Asked now: the guest dies of it.
+        hva = guest.gpa2hva(0x600000)
         for addr in (victim.memory.pfn * PAGE, guest.gpa2hpa(0x600000)):
             record = MceRecord(
                 status=SRAO, mcgstatus=RIPV | MCIP | LMCES, addr=addr, misc=PHYSICAL_PAGE, bank=9
@@ -213,7 +215,7 @@ def test_real_machine_check(both: Both) -> None:
                 assert b.flags & Flags.LINKED
                 assert not a.flags & UNSURE
         (hit,) = first[1].guests
-        assert (hit.pid, hit.hva, hit.gpa) == (guest.pid, guest.gpa2hva(0x600000), None)
+        assert (hit.pid, hit.hva, hit.gpa) == (guest.pid, hva, None)
 
 
 @pytest.mark.intel
