@@ -63,7 +63,7 @@ class Calls:
              offset: int = 0, at: int = 0, align: int = 0) -> int:  # fmt: skip
         """A mapping that nothing has touched yet; its address."""
         prot = _mmap.PROT_READ | _mmap.PROT_WRITE
-        fd = os.open(path, os.O_RDWR) if path else -1
+        fd = os.open(path, os.O_RDWR if os.access(path, os.W_OK) else os.O_RDONLY) if path else -1
         if align:
             room = _check(_libc.mmap(None, length + align, 0, _mmap.MAP_PRIVATE | _mmap.MAP_ANONYMOUS, -1, 0))
             at = (room + align - 1) // align * align

@@ -246,11 +246,17 @@ def test_memfd_of_two(hit: Hit, holder: Holder) -> None:
         assert tasks(hit(holder.phys(va + 15 * PAGE))) == {(holder.pid, va + 15 * PAGE, PAGE)}
 
 
-@pytest.mark.parametrize("where", ["memfd", "tmpfs"])
+# On the VM's root file system, and at least four pages long.
+PAGE_CACHE = "/usr/share/common-licenses/GPL-3"
+
+
+@pytest.mark.parametrize("where", ["memfd", "tmpfs", "page cache"])
 def test_private_mapping_of_a_file(hit: Hit, holder: Holder, tmp_path: Path, where: str) -> None:
     if where == "tmpfs":
         path = str(tmp_path / "file")
         Path(path).write_bytes(bytes(4 * PAGE))
+    elif where == "page cache":
+        path = PAGE_CACHE
     else:
         path = holder.memfd(4 * PAGE)
     with Holder() as reader:

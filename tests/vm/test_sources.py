@@ -421,6 +421,14 @@ def test_real_aer(watch: Watch) -> None:
     assert (event.pci.tlp_valid, event.pci.tlp) == (True, tuple(w << 24 for w in (5, 6, 7, 8)))
 
 
+def test_real_fatal_aer(watch: Watch) -> None:
+    device = inject.pci_address("aer1")
+    inject.aer_real("aer1", "MALF_TLP")
+    event = aer_event(watch, device, 1, 0)
+    assert (event.severity, event.kind) == (Severity.FATAL, Kind.NONE)
+    check_pci(event)
+
+
 @pytest.mark.parametrize("row", rows("aer-inject"), ids=ids)
 def test_aer_inject_cases(watch: Watch, row: dict[str, str]) -> None:
     record = parse_aer_inject((CASES / "aer-inject" / row["file"]).read_text("utf-8"))[int(row["rec"])]
