@@ -238,7 +238,68 @@ def test_positions(publisher: h.Device) -> None:
             h.open(since=following + 1)
 
 
+# -- the same file, by its number ----------------------------------------------
+
+
+def test_a_buffer_that_is_too_short_loses_nothing(publisher: h.Device) -> None:
+    with h.open(sources=[h.Source.USER]) as reader:
+        publisher.publish(record(1, text="x" * 100))
+        for size in (8, 80):
+            with pytest.raises(OSError, match="Invalid argument"):
+                os.read(reader.fileno(), size)
+        (event,) = reader.drain()
+        assert (event.raw_severity, event.lost) == (1, 0)
+
+
+def test_who_shares_the_file_shares_its_cursor(publisher: h.Device) -> None:
+    """By dup(2), and over fork(2)."""
+    one = len(h.encode([record(1)]))
+    with h.open(sources=[h.Source.USER]) as reader:
+        publisher.publish(*(record(n) for n in range(4)))
+        copy = os.dup(reader.fileno())
+        try:
+            assert numbers(h.parse(os.read(copy, one))) == [0]
+            child = os.fork()
+            if not child:
+                os._exit(0 if numbers(h.parse(os.read(copy, one))) == [1] else 1)
+            assert os.waitpid(child, 0) == (child, 0)
+        finally:
+            os.close(copy)
+        assert numbers(reader.drain()) == [2, 3]
+
+
 # -- counts ------------------------------------------------------------------
+
+
+def test_repeated_corrected_errors_are_counted(publisher: h.Device) -> None:
+    with h.open(sources=[h.Source.USER]) as reader:
+        for _ in range(5):
+            publisher.publish(record(1, S.CORRECTED, text="the same"))
+        events: list[h.Event] = []
+        while sum(e.count for e in events) < 5:
+            more = reader.read(timeout=LIMIT)
+            assert more
+            events += more
+        first, rest = events
+        assert (first.count, rest.count, rest.id) == (1, 4, first.seq)
+        assert not first.flags & h.Flags.COALESCED
+        assert rest.flags & h.Flags.COALESCED
+
+
+def test_sixteen_readers_and_one_error_among_corrected_ones(publisher: h.Device) -> None:
+    """Each knows exactly what it lost, and it was not the one that is not corrected."""
+    n = 4000
+    with contextlib.ExitStack() as stack:
+        readers = [stack.enter_context(h.open(sources=[h.Source.USER])) for _ in range(16)]
+        publisher.publish(record(0, S.FATAL))
+        for i in range(1, n, 100):
+            publisher.publish(*(record(k, S.CORRECTED, text=f"{k}") for k in range(i, min(i + 100, n))))
+        for reader in readers:
+            events = reader.drain()
+            assert [e.raw_severity for e in events if e.severity == S.FATAL] == [0]
+            lost = sum(e.lost for e in events)
+            assert lost > 0
+            assert len(events) + lost == n
 
 
 def test_loss_is_exact(publisher: h.Device) -> None:
