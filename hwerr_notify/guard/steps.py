@@ -2,7 +2,7 @@
 """Stop, record, release, seal; then the guest is FROZEN. And keep.
 
 Each step may be done any number of times, ends within its limit, and is saved, with what
-it found, before the next begins. So a daemon that is killed at any point goes on
+it found, before the next one changes anything that a repetition could not. So a daemon that is killed at any point goes on
 where it was. What a step has done is judged by what the kernel shows, not by what
 QEMU answers: threads out of KVM_RUN, no image open or locked, the seal in force.
 
