@@ -2,9 +2,10 @@
 """Stop, record, release, seal; then the guest is FROZEN. And keep.
 
 Each step may be done any number of times, ends within its limit, and is saved, with what
-it found, before the next one changes anything that a repetition could not. So a daemon that is killed at any point goes on
-where it was. What a step has done is judged by what the kernel shows, not by what
-QEMU answers: threads out of KVM_RUN, no image open or locked, the seal in force.
+it found, before the next one changes anything that a repetition could not. So a daemon
+that is killed at any point goes on where it was. What a step has done is judged by what
+the kernel shows, not by what QEMU answers: threads out of KVM_RUN, no image open or
+locked, the seal in force.
 
 FROZEN is said when all of that holds at once, after the seal, because until then
 somebody else's `cont` could undo it. If a step fails the guest is not FROZEN, but it
