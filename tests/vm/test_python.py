@@ -273,8 +273,8 @@ def test_who_shares_the_file_shares_its_cursor(publisher: h.Device) -> None:
 
 def test_repeated_corrected_errors_are_counted(publisher: h.Device) -> None:
     with h.open(sources=[h.Source.USER]) as reader:
-        for _ in range(5):
-            publisher.publish(record(1, S.CORRECTED, text="the same"))
+        # In one write, so within the second.
+        publisher.publish(*[record(1, S.CORRECTED, text="the same")] * 5)
         events: list[h.Event] = []
         while sum(e.count for e in events) < 5:
             more = reader.read(timeout=LIMIT)
