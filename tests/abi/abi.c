@@ -1515,7 +1515,7 @@ static void t_set_under_storm(void)
 
 	CHECK(!pthread_create(&th, NULL, storm_write, (void *)(intptr_t)w));
 	filter_full(fd, 0, OURS, 4242);
-	for (round = 0; round < 24; round++) {
+	for (round = 0; round < 12; round++) {
 		unsigned int before = __atomic_load_n(&stormed, __ATOMIC_ACQUIRE), after, last;
 		struct hwerr_record *r;
 
