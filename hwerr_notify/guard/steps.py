@@ -2,10 +2,9 @@
 """Stop, record, release, seal; then the guest is FROZEN. And keep.
 
 Each step may be done any number of times, ends within its limit, and is saved, with what
-it found, before the next one changes anything that a repetition could not. So a daemon
-that is killed at any point goes on where it was. What a step has done is judged by what
-the kernel shows, not by what QEMU answers: threads out of KVM_RUN, no image open or
-locked, the seal in force.
+it found, before the next begins. So a daemon that is killed at any point goes on
+where it was. What a step has done is judged by what the kernel shows, not by what
+QEMU answers: threads out of KVM_RUN, no image open or locked, the seal in force.
 
 FROZEN is said when all of that holds at once, after the seal, because until then
 somebody else's `cont` could undo it. If a step fails the guest is not FROZEN, but it
@@ -43,9 +42,6 @@ _LOOK_AGAIN = 0.001
 
 # How long after its monitor a process that is killed may last, seconds.
 _ENDS_WITHIN = 1.0
-
-# Steps that are saved while the next one is done.
-_SAVED_MEANWHILE = ("stop", "release")
 
 # A monitor that answers nonsense ends in one of these.
 _NONSENSE = (KeyError, TypeError, ValueError, AttributeError, IndexError)
@@ -85,16 +81,12 @@ class Steps:
         """From where the incident is, to FROZEN, failed or gone. Never raises for what a step meets.
 
         That it has begun is saved while the guest is being stopped. If the kernel has stopped it the kernel
-        knows, and says so to a daemon that comes after this one: then the stop is saved first. What is known
-        of the VM is read while the stop is saved, and the seal is put while the release is: the first
-        changes nothing, and a release that was not saved is done once more, through a monitor that
-        a seal leaves alone, or is thawed for it.
+        knows, and says so to a daemon that comes after this one: then the stop is saved first.
         """
         known = not incident.steps and bool(incident.cause.get("stopped"))
         begun = None if known else asyncio.ensure_future(self.save(incident))
         steps = {"stop": self._stop, "record": self._record, "release": self._release, "seal": self._seal}
         failed = False
-        saving: tuple[str, asyncio.Future[Incident]] | None = None
         for name in FREEZING:
             # A stop is made sure of whenever the work is taken up.
             if (incident.done(name) and name != "stop") or (failed and name != "seal"):
@@ -120,17 +112,9 @@ class Steps:
                     with suppress(Fault):
                         await begun
                 fault_point("begun")
-            if saving is not None:
-                incident, failed = await self._saved(incident, *saving, failed)
-                saving = None
             if name != FREEZING[-1]:
-                saving = name, asyncio.ensure_future(self.save(incident))
-                if name not in _SAVED_MEANWHILE:
-                    incident, failed = await self._saved(incident, *saving, failed)
-                    saving = None
+                incident, failed = await self._keep_going(vm, incident, name, failed)
             if await self._has_ended(vm, failed):
-                if saving is not None:
-                    await self._saved(incident, *saving, failed)
                 return await self._gone(incident)
         if not failed:
             try:
@@ -170,12 +154,10 @@ class Steps:
     def _failed(began: int, why: str) -> Step:
         return Step("failed", began, time.time_ns(), why)
 
-    async def _saved(
-        self, incident: Incident, name: str, saving: asyncio.Future[Incident], failed: bool
-    ) -> tuple[Incident, bool]:
-        """Waits until a step is saved; one that cannot be has failed."""
+    async def _keep_going(self, vm: Vm, incident: Incident, name: str, failed: bool) -> tuple[Incident, bool]:
+        """Saves a step; one that cannot be saved has failed."""
         try:
-            await saving
+            await self.save(incident)
         except Fault as error:
             now = time.time_ns()
             return incident.with_step("record", self._failed(now, f"after {name}: {error}")), True
