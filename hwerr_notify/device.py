@@ -11,7 +11,7 @@ import os
 import select
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from types import TracebackType
@@ -241,20 +241,18 @@ class Device:
             except BlockingIOError:
                 return []
             events = parse(data)
-            if self._skip_earlier:
-                events = self._of_this_boot(events)
-            if events and self._carried:
-                events[0] = events[0].with_lost(events[0].lost + self._carried)
-                self._carried = 0
+            if self._skip_earlier or self._carried:
+                events = self._kept(events, lambda e: not (self._skip_earlier and e.earlier_boot))
             if self._names:
                 events = [e.named(self._names) for e in events]
             if events:
                 return events
 
-    def _of_this_boot(self, events: list[Event]) -> list[Event]:
+    def _kept(self, events: Iterable[Event], wanted: Callable[[Event], bool]) -> list[Event]:
+        """Those wanted; what was lost before one that is not is told with the next that is."""
         kept = []
         for event in events:
-            if event.earlier_boot:
+            if not wanted(event):
                 self._carried += event.lost
                 continue
             if self._carried:
@@ -355,14 +353,10 @@ class Device:
 
     def _sift(self) -> None:
         """Leaves what the filter wants of what iteration has taken already; no loss untold."""
-        wanted, lost = self.get_filter(), 0
-        events, self._ready = self._ready, deque()
-        for event in events:
-            lost += event.lost
-            if wanted.admits(event):
-                self._ready.append(event.with_lost(lost))
-                lost = 0
-        self._carried += lost
+        # What is carried already was lost behind these.
+        later, self._carried = self._carried, 0
+        self._ready = deque(self._kept(self._ready, self.get_filter().admits))
+        self._carried += later
 
     def seek(self, since: Since) -> None:
         """Moves the cursor. ValueError for a number beyond the next record's, or below 1."""

@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from .. import device as hwerr
 from .. import message as message  # what an event needs is loaded before one comes
@@ -669,8 +669,7 @@ class Guard:
             return self.incidents[incident_id].state == "frozen"
 
         if await self._until_taken(wanted, lambda: self.teller.push(vm.name, incident_id)):
-            state: Literal["failed", "done"] = "failed" if failed else "done"
-            step = replace(step, state=state, ended_ns=time.time_ns(), detail="; ".join(failed))
+            step = Step("failed" if failed else "done", step.began_ns, time.time_ns(), "; ".join(failed))
             incident = await self._put(self.incidents[incident_id].with_step("tell", step))
             log.warning("VM %s: the cluster is told", vm.name)
             self.publish({"event": "INCIDENT_TOLD", **self._facts(vm, incident)})
