@@ -507,8 +507,7 @@ void hwerr_reader_start(struct hwerr_reader *r, u32 whence, u64 seq)
 			c.seq = seq;
 		count_behind(r, r->audience, &c);
 	}
-	for (i = 0; i < 2; i++)
-		r->pos[i] = c.at[i];
+	memcpy(r->pos, c.at, sizeof(r->pos));
 	memcpy(r->taken, c.at, sizeof(r->taken));
 	r->passed = r->count;
 	r->dropped = core.dropped;
