@@ -173,8 +173,9 @@ def test_real_correctable_aer_is_reported_or_refused(log: KernelLog) -> None:
 
 
 def test_real_fatal_aer(log: KernelLog) -> None:
+    device = inject.pci_rescan("aer1")
     inject.aer_real("aer1", "MALF_TLP")
-    assert inject.pci_address("aer1") in log.wait(r"severity=Uncorrect(ed|able) \(Fatal\)")
+    assert device in log.wait(r"severity=Uncorrect(ed|able) \(Fatal\)")
     log.wait(r"AER: device recovery (failed|successful)")
 
 

@@ -422,7 +422,7 @@ def test_real_aer(watch: Watch) -> None:
 
 
 def test_real_fatal_aer(watch: Watch) -> None:
-    device = inject.pci_address("aer1")
+    device = inject.pci_rescan("aer1")
     inject.aer_real("aer1", "MALF_TLP")
     event = aer_event(watch, device, 1, 0)
     assert (event.severity, event.kind) == (Severity.FATAL, Kind.NONE)

@@ -26,6 +26,7 @@ from .records import MCG_LMCES, MCI_UC, AerRecord, MceRecord
 
 SIM = DEBUGFS / "hwerr_sim"
 AER_INJECT = Path("/dev/aer_inject")
+_PCI = Path("/sys/bus/pci")
 _CHECK_INTERVAL = Path("/sys/devices/system/machinecheck/machinecheck0/check_interval")
 
 # include/linux/cper.h, what GHES and extlog put into `sev`.
@@ -157,6 +158,20 @@ def aer_real(device: str, error: str, correctable: bool = False, header_log: tup
     if not answer.startswith("OK"):
         raise TestbedError(f"QEMU refuses the AER error: {answer}")
     return answer
+
+
+def pci_rescan(device: str) -> str:
+    """Take a device off its bus and find it anew; returns its address.
+
+    A fatal error has the kernel reset the device's link, and a driver without error handlers
+    does not set it up again: it reports no further error. Raises TestbedError if it stays away.
+    """
+    address = pci_address(device)
+    put(_PCI / "devices" / address / "remove", "1")
+    put(_PCI / "rescan", "1")
+    if not (_PCI / "devices" / address).exists():
+        raise TestbedError(f"{address} did not come back after it was removed; see dmesg")
+    return address
 
 
 def pci_address(device: str) -> str:
