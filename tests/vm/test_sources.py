@@ -411,7 +411,7 @@ AER_CLASS = {
 
 def test_real_aer(watch: Watch) -> None:
     """By the virtual device itself, through its root port's interrupt."""
-    device = inject.pci_address("aer0")
+    device = inject.pci_rescan("aer0")
     inject.aer_real("aer0", "POISON_TLP", header_log=(5, 6, 7, 8))
     event = aer_event(watch, device, 0, 0x1000)
     assert (event.severity, event.kind) == (Severity.RECOVERABLE, Kind.NONFATAL)

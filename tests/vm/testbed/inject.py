@@ -27,6 +27,8 @@ from .records import MCG_LMCES, MCI_UC, AerRecord, MceRecord
 SIM = DEBUGFS / "hwerr_sim"
 AER_INJECT = Path("/dev/aer_inject")
 _PCI = Path("/sys/bus/pci")
+# include/uapi/linux/pci_regs.h: PCI_COMMAND, PCI_COMMAND_SERR.
+_COMMAND, _SERR = 4, 0x100
 _CHECK_INTERVAL = Path("/sys/devices/system/machinecheck/machinecheck0/check_interval")
 
 # include/linux/cper.h, what GHES and extlog put into `sev`.
@@ -163,14 +165,22 @@ def aer_real(device: str, error: str, correctable: bool = False, header_log: tup
 def pci_rescan(device: str) -> str:
     """Take a device off its bus and find it anew; returns its address.
 
-    A fatal error has the kernel reset the device's link, and a driver without error handlers
-    does not set it up again: it reports no further error. Raises TestbedError if it stays away.
+    What an earlier error left in its registers is cleared with it. A fatal error has the kernel
+    reset the device's link, and a driver without error handlers does not set it up again: it
+    reports no further error. Raises TestbedError if it stays away.
     """
     address = pci_address(device)
-    put(_PCI / "devices" / address / "remove", "1")
+    home = _PCI / "devices" / address
+    put(home / "remove", "1")
     put(_PCI / "rescan", "1")
-    if not (_PCI / "devices" / address).exists():
+    if not home.exists():
         raise TestbedError(f"{address} did not come back after it was removed; see dmesg")
+    # The firmware enables SERR# at boot, the kernel never; QEMU sends no error message without.
+    with (home / "config").open("r+b", buffering=0) as config:
+        config.seek(_COMMAND)
+        command = int.from_bytes(config.read(2), "little")
+        config.seek(_COMMAND)
+        config.write((command | _SERR).to_bytes(2, "little"))
     return address
 
 
