@@ -102,6 +102,30 @@ class Builder:
         return Timeline(title, ordered, self.clock.error, notes)
 
 
+def stock_fail_over(
+    bed: Bed, source: Remote, title: str = "ocf:heartbeat:anything, monitor every 10 s"
+) -> Timeline:
+    """The same error under a guest that nothing guards; until it writes on the other node."""
+    target = bed.other(source)
+    clock, alerts = Clock(bed), Alerts(bed)
+    writes = len(bed.disk)
+    hit = source.inject(gpa=USED_GPA, poison=True)
+    first = bed.disk.await_write(target.name, writes, LIMIT)
+    source.settle()
+    clock.stop()
+    line = Builder(clock, source.name, hit["time"])
+    if ended := source.when_ended(pid=hit["pid"]):
+        line.add(source.name, ended, "QEMU ended", "killed or reset by the error")
+    # What `anything` says of a process that is gone and left its PID file.
+    if seen := alerts.of(source.name, "monitor", 1):
+        line.add(source.name, seen[0], "monitor misses it")
+    if act := alerts.of(source.name, "stop"):
+        line.add(source.name, act[0], "Pacemaker acts", f"its stop took {(act[1] - act[0]) / 1e6:.0f} ms")
+    line.start(target, alerts, first)
+    kept = "QEMU kept" if source.alive(pid=hit["pid"]) else "QEMU ended: nothing is left to look at"
+    return line.timeline(title, kept)
+
+
 def fail_over(
     bed: Bed, source: Remote, incidents: int, title: str = "hwerr-guard, ocf:hwerr:guest"
 ) -> Failover:

@@ -102,6 +102,22 @@ GUEST = """\
 </primitive>
 """
 
+# What a cluster has without hwerr: the process is looked for every 10 s, and is started on the other
+# node when it is gone. `reboot=shutdown` in tests/ha/counter has a guest that the error resets end;
+# without, it would go on where the error was, and the cluster would never know.
+STOCK = """\
+<primitive id="counter" class="ocf" provider="heartbeat" type="anything">
+<instance_attributes id="a"><nvpair id="a1" name="binfile" value="/run/hwerr-ha/counter"/>
+<nvpair id="a2" name="cmdline_options" value="run"/>
+<nvpair id="a3" name="pidfile" value="/run/hwerr-ha/anything.pid"/>
+<nvpair id="a4" name="logfile" value="/run/hwerr-ha/anything.log"/></instance_attributes>
+<meta_attributes id="m"><nvpair id="m1" name="migration-threshold" value="1"/></meta_attributes>
+<operations><op id="op1" name="monitor" interval="10s" timeout="300s"/>
+<op id="op2" name="start" interval="0" timeout="300s"/>
+<op id="op3" name="stop" interval="0" timeout="300s"/></operations>
+</primitive>
+"""
+
 # Two emulated machines share what one has in tests/vm.
 guarded.LIMIT = 400.0
 
@@ -224,9 +240,14 @@ class Node:
         home.mkdir(exist_ok=True)
         self.guard = Daemon(home, f'[pacemaker]\nresource = "{{name}}"\n{policy}').start()
 
+    def unguarded(self) -> None:
+        """No hwerr-guard any more."""
+        self._guard().stop()
+        self.guard = None
+
     def configure(self, what: str = "guest") -> None:
-        """The resource, for the whole cluster: ocf:hwerr:guest, or "nothing"."""
-        primitive = {"guest": GUEST, "nothing": ""}[what]
+        """The resource, for the whole cluster: ocf:hwerr:guest, "stock" (without hwerr), or "nothing"."""
+        primitive = {"guest": GUEST, "stock": STOCK, "nothing": ""}[what]
         cib = CIB % {"primitive": primitive, "constraints": CONSTRAINTS if primitive else ""}
         run("cibadmin", "--replace", "--scope", "configuration", "--xml-pipe", stdin=cib)
 
@@ -238,6 +259,10 @@ class Node:
 
     def shell(self, command: str, limit: float = 120) -> str:
         return run("bash", "-c", command, limit=limit)
+
+    def forgive(self) -> None:
+        """Forget what failed here, so that the resource may come back."""
+        run("crm_resource", "--cleanup", "--resource", NAME, "--node", self.name, limit=290)
 
     def settle(self) -> None:
         """Until Pacemaker has nothing to do."""
