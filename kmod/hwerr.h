@@ -96,11 +96,11 @@ void hwerr_owners_resolve(struct hwerr_draft *d, bool may_sleep);
  */
 int hwerr_owners_stop(struct task_struct *task, struct hwerr_info_stop *stop);
 /*
- * owners_rmap.c: the physical range that leaves its owners with page @pfn, a power of
- * two: a page, or all of the hugetlb page that it is part of; any context but NMI.
+ * owners_rmap.c: bytes of what leaves its owners with page @pfn, a power of two, and it
+ * begins at a multiple of it: a page, or all of the hugetlb page that it is part of; any
+ * context but NMI.
  */
-u64 hwerr_huge_start(unsigned long pfn);
-u64 hwerr_huge_end(unsigned long pfn);
+u64 hwerr_huge_size(unsigned long pfn);
 int hwerr_owners_init(void);
 void hwerr_owners_exit(void);
 

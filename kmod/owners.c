@@ -175,8 +175,10 @@ static void find_mappings(struct hwerr_owners *o, u64 addr, u64 len)
 		int ret;
 
 		/* A hugetlb page is mapped as a whole. */
-		if (end - addr > room)
-			room = hwerr_huge_end(p.pfn) - addr;
+		if (end - addr > room) {
+			room = hwerr_huge_size(p.pfn);
+			room -= addr & (room - 1);
+		}
 		p.len = min(end - addr, room);
 		if (pages == PAGES_MAX) {
 			o->flags |= HWERR_F_OWNERS_TRUNCATED;

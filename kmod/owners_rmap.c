@@ -353,32 +353,21 @@ static int rmap_folio(struct hwerr_owners *o, struct folio *folio,
 	return 0;
 }
 
-/* The order of the hugetlb page that @pfn is part of, else 0. */
-static unsigned int huge_order(unsigned long pfn)
+u64 hwerr_huge_size(unsigned long pfn)
 {
 	struct page *page = pfn_to_online_page(pfn);
-	unsigned int order = 0;
+	u64 size = PAGE_SIZE;
 	struct folio *folio;
 
 	if (!page)
-		return 0;
+		return size;
 	folio = page_folio(page);
 	if (!folio_try_get(folio))
-		return 0;
+		return size;
 	if (page_folio(page) == folio && folio_test_hugetlb(folio))
-		order = folio_order(folio);
+		size = folio_size(folio);
 	folio_put(folio);
-	return order;
-}
-
-u64 hwerr_huge_start(unsigned long pfn)
-{
-	return PFN_PHYS(pfn & ~(BIT(huge_order(pfn)) - 1));
-}
-
-u64 hwerr_huge_end(unsigned long pfn)
-{
-	return PFN_PHYS((pfn | (BIT(huge_order(pfn)) - 1)) + 1);
+	return size;
 }
 
 int hwerr_rmap_page(struct hwerr_owners *o, const struct hwerr_piece *p)

@@ -59,8 +59,8 @@ static struct hwerr_draft *memfail_draft(unsigned long pfn)
 		return NULL;
 	hwerr_draft_memory(d, PFN_PHYS(pfn), PAGE_SIZE);
 	/* What is poisoned is a page; what its owners lose may be more. */
-	d->phys_addr = hwerr_huge_start(pfn);
-	d->phys_len = hwerr_huge_end(pfn) - d->phys_addr;
+	d->phys_len = hwerr_huge_size(pfn);
+	d->phys_addr = PFN_PHYS(pfn) & ~(d->phys_len - 1);
 	return d;
 }
 
