@@ -13,7 +13,6 @@ import os
 import random
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,13 +21,13 @@ from testbed.guest import Guest, GuestConfig
 from testbed.kernel import put
 from testbed.records import MceRecord
 from testbed.victim import Victim
+from testbed.wait import wait_event
 
 import hwerr_notify
 from hwerr_notify import Device, Event, Flags, Kind, Severity, Source
 from hwerr_notify.moduleless import Moduleless
 
 PAGE = 4096
-LIMIT = 120.0
 VAL, UC, EN, MISCV, ADDRV, S = (1 << n for n in (63, 61, 60, 59, 58, 56))
 PHYSICAL_PAGE = 2 << 6 | 12
 AMD_DRAM = 8 << 16 | 0x0813
@@ -37,15 +36,9 @@ PAGES = 50
 
 
 def wait(device: Device, wanted: Callable[[Event], bool]) -> Event:
-    deadline = time.monotonic() + LIMIT
-    seen: list[Event] = []
-    while (left := deadline - time.monotonic()) > 0:
-        for event in device.read(left):
-            if wanted(event):
-                print(json.dumps(event.to_json()), flush=True)
-                return event
-            seen.append(event)
-    raise AssertionError(f"not among {[e.message for e in seen]}")
+    event = wait_event(device, wanted)
+    print(json.dumps(event.to_json()), flush=True)
+    return event
 
 
 def told(event: Event, guest: Guest, gpa: int | None, hva: int) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import itertools
 import threading
-import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
 from testbed import inject
 from testbed.records import MCI_ADDRV, MCI_EN, MCI_MISCV, MCI_VAL, MceRecord
+from testbed.wait import wait_event
 
 import hwerr_notify
 from hwerr_notify import Event, Source
@@ -20,7 +20,6 @@ from hwerr_notify import Event, Source
 # Zen, which is what the VM has.
 _BANK, _DRAM = 4, 8 << 16
 _PHYSICAL = 2 << 6
-_SECONDS = 30.0
 
 
 class Injector:
@@ -55,14 +54,10 @@ class Injector:
             return self._await(pfn * 4096, 4096, lambda e: e.source == Source.MEMORY_FAILURE)
 
     def _await(self, phys: int, length: int, wanted: Callable[[Event], bool]) -> Event:
-        deadline = time.monotonic() + _SECONDS
-        while time.monotonic() < deadline:
-            for event in self._device.read(deadline - time.monotonic()):
-                if wanted(event):
-                    assert event.memory is not None, "the address was not taken for a physical one"
-                    assert (event.memory.phys_addr, event.memory.phys_len) == (phys, length)
-                    return event
-        raise AssertionError(f"no event within {_SECONDS:g} s")
+        event = wait_event(self._device, wanted)
+        assert event.memory is not None, "the address was not taken for a physical one"
+        assert (event.memory.phys_addr, event.memory.phys_len) == (phys, length)
+        return event
 
     def __enter__(self) -> Self:
         return self

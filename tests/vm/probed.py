@@ -6,16 +6,15 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-import select
 import signal
 import socket
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from testbed.guest import Guest, GuestConfig
 from testbed.kernel import modprobe
+from testbed.wait import until
 
 import hwerr_notify as h
 from hwerr_notify.bpf import start_of
@@ -56,18 +55,6 @@ class Service:
         return self.process.returncode, said
 
 
-def wait_for(device: h.Device, wanted: Callable[[h.Event], bool]) -> h.Event:
-    deadline = time.monotonic() + LIMIT
-    seen: list[h.Event] = []
-    while (left := deadline - time.monotonic()) > 0:
-        events = device.read(left)
-        for event in events:
-            if wanted(event):
-                return event
-        seen += events
-    raise AssertionError(f"not among {[e.message for e in seen]}")
-
-
 def fails(code: str, **more: object) -> Guest:
     return Guest.start(GuestConfig(name="bad", mem=MEM, code=code, extra=STAY, **more))  # type: ignore[arg-type]
 
@@ -93,11 +80,8 @@ def bad_disk() -> Iterator[Path]:
     modprobe("sd_mod")
     modprobe("scsi_debug", "dev_size_mb=8", "opts=2", "delay=0", "no_uld=0")
     host = next(p for p in Path("/sys/bus/pseudo/drivers/scsi_debug").glob("adapter*/host*/target*/*:*"))
-    deadline = time.monotonic() + LIMIT
-    while not (names := [p.name for p in host.glob("block/*")]):
-        assert time.monotonic() < deadline
-        select.select([], [], [], 0.05)
-    path = Path("/dev", names[0])
+    until(lambda: any(host.glob("block/*")), LIMIT)
+    path = Path("/dev", next(host.glob("block/*")).name)
     try:
         yield path
     finally:

@@ -11,7 +11,6 @@ import signal
 import socket
 import struct
 import subprocess
-import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +24,7 @@ from testbed.guest import COUNTER_GPA, Guest, GuestConfig
 from testbed.qmp import Qmp, QmpError
 from testbed.records import MCI_ADDRV, MCI_EN, MCI_UC, MCI_VAL, AerRecord, MceRecord
 from testbed.victim import Victim
+from testbed.wait import until
 
 import hwerr_notify
 from hwerr_notify import probe
@@ -571,9 +571,10 @@ def test_hooks_and_their_time(home: Path) -> None:
         assert "slow did not end within 0.5 s" in incident["steps"]["tell"]["detail"]
         child = Path("/proc") / (home / "slow.pid").read_text("ascii").strip() / "stat"
         # Killed, and then its new parent takes note of it when it likes.
-        deadline = time.monotonic() + LIMIT
-        while child.exists() and child.read_text("ascii").rpartition(")")[2].split()[0] not in "ZX":
-            assert time.monotonic() < deadline
+        until(
+            lambda: not child.exists() or child.read_text("ascii").rpartition(")")[2].split()[0] in "ZX",
+            LIMIT,
+        )
 
 
 # -- release ----------------------------------------------------------------------------

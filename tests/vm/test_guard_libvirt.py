@@ -7,7 +7,6 @@ import os
 import select
 import signal
 import subprocess
-import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 from guarded import LIMIT, Daemon, counter
 from testbed import inject, pagemap
 from testbed.guest import COUNTER_GPA, firmware
+from testbed.wait import until
 
 pytestmark = [pytest.mark.amd, pytest.mark.long]
 
@@ -197,10 +197,7 @@ def test_libvirt_hangs(home: Path, disk: Path, libvirtd: subprocess.Popen[bytes]
         virsh("resume", "web1")
         assert counter(guest, hva) == before
         # A connection that was silent for too long is made anew.
-        deadline = time.monotonic() + LIMIT
-        while daemon.vm("web1")["monitor"] is None:
-            assert time.monotonic() < deadline, daemon.said()
-            select.select([], [], [], 0.2)
+        until(lambda: daemon.vm("web1")["monitor"] is not None, LIMIT, daemon.said)
         done = daemon.run("freeze", "web1")
         assert done.returncode == 0, done.stderr + daemon.said()
         assert unlocked(disk)

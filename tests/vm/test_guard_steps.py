@@ -7,7 +7,6 @@ import asyncio
 import os
 import signal
 import subprocess
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -18,6 +17,7 @@ import pytest
 from guarded import LIMIT, counter, few, guest_config
 from testbed.errors import TestbedError
 from testbed.guest import COUNTER_GPA, Guest
+from testbed.wait import until
 
 import hwerr_notify
 from hwerr_notify.guard.errors import MonitorError
@@ -378,9 +378,7 @@ def test_somebody_lets_it_go_on_before_the_seal(bench: Bench) -> None:
     hva = incident.machine["ranges"][0][2] + COUNTER_GPA
     before = counter(bench.guest, hva)
     # QEMU finds out when it is told so by the vCPU's thread; a guest that runs counts meanwhile.
-    deadline = time.monotonic() + LIMIT
-    while bench.guest.status() != "internal-error":
-        assert time.monotonic() < deadline
+    until(lambda: bench.guest.status() == "internal-error", LIMIT)
     assert counter(bench.guest, hva) == before
     assert not held(bench)
 

@@ -14,6 +14,7 @@ import select
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -50,6 +51,7 @@ from testbed.guest import Guest, GuestConfig
 from testbed.kernel import load_sim, put
 from testbed.records import AerRecord, MceRecord, parse_mce_inject, parse_mcelog
 from testbed.victim import Victim
+from testbed.wait import until, wait_event
 
 import hwerr_notify
 from hwerr_notify import Event, Flags, Severity, Source, probe
@@ -70,20 +72,11 @@ def form(event: Event) -> dict[str, Any]:
 
 
 # What one read(2) gave beyond the event that was waited for.
-_unread: WeakKeyDictionary[hwerr_notify.Device, list[Event]] = WeakKeyDictionary()
+_unread: WeakKeyDictionary[hwerr_notify.Device, deque[Event]] = WeakKeyDictionary()
 
 
 def wait(device: hwerr_notify.Device, wanted: Callable[[Event], bool]) -> Event:
-    deadline = time.monotonic() + LIMIT
-    seen: list[Event] = []
-    while (left := deadline - time.monotonic()) > 0:
-        events = iter(_unread.pop(device, []) or device.read(left))
-        for event in events:
-            if wanted(event):
-                _unread[device] = list(events)
-                return event
-            seen.append(event)
-    raise AssertionError(f"not among {[e.message for e in seen]}")
+    return wait_event(device, wanted, LIMIT, _unread.setdefault(device, deque()))
 
 
 class Both:
@@ -565,10 +558,7 @@ def test_weaker_pages_merged_by_ksm(both: Both) -> None:
             spots.append((holder, va))
         put(Path("/sys/kernel/mm/ksm/run"), "1")
         try:
-            deadline = time.monotonic() + LIMIT
-            while one.pfn(spots[0][1]) != two.pfn(spots[1][1]):
-                assert time.monotonic() < deadline
-                select.select([], [], [], 0.05)
+            until(lambda: one.pfn(spots[0][1]) == two.pfn(spots[1][1]), LIMIT)
             _tsc[0] += 1
             text = f"status={VAL | EN | ADDRV | MISCV | AMD_DRAM} addr={one.phys(spots[0][1])} bank=4"
             put(inject.SIM / "mce", f"{text} vendor={AMD} misc={PHYSICAL_PAGE} tsc={_tsc[0]}")

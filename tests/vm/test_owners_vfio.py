@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +11,7 @@ from holder import PAGE, Holder
 from testbed import inject, vfio
 from testbed.guest import Guest, GuestConfig
 from testbed.records import AerRecord
+from testbed.wait import wait_event
 
 import hwerr_notify
 from hwerr_notify import Device, Event, Flags, Source
@@ -50,12 +50,9 @@ def error(device: Device, ident: str = "aer0") -> Event:
     address = inject.pci_address(ident)
     device.seek("now")
     inject.aer(AerRecord(cor_status=next(_BITS), device=address))
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        for event in device.read(deadline - time.monotonic()):
-            if event.source == Source.AER and event.pci and event.pci.address == address:
-                return event
-    raise AssertionError("no AER event within 30 s")
+    return wait_event(
+        device, lambda e: e.source == Source.AER and e.pci is not None and e.pci.address == address
+    )
 
 
 def test_held_by_nobody(device: Device, address: str) -> None:
@@ -83,12 +80,7 @@ def test_repetitions_name_who_holds_it_then(device: Device, address: str) -> Non
         def told(record: AerRecord = record) -> Event:
             device.seek("now")
             inject.aer(record)
-            deadline = time.monotonic() + 30
-            while (left := deadline - time.monotonic()) > 0:
-                for event in device.read(left):
-                    if event.pci and event.pci.status == record.cor_status:
-                        return event
-            raise AssertionError("no AER event within 30 s")
+            return wait_event(device, lambda e: e.pci is not None and e.pci.status == record.cor_status)
 
         with Holder() as holder:
             holder.vfio(address)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import select
 import signal
 import subprocess
 import sys
@@ -13,8 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from probed import LIMIT, Service, bad_disk, bad_read, check_guest, fails, wait_for
+from probed import LIMIT, Service, bad_disk, bad_read, check_guest, fails
 from testbed.kernel import modprobe
+from testbed.wait import until, wait_event
 
 import hwerr_notify as h
 from hwerr_notify import probe
@@ -86,12 +86,9 @@ def test_a_missing_module_takes_down_its_probes_only() -> None:
         assert service.said.splitlines()[1] == b"STATUS=attached: sigbus, block"
         with h.open() as device:
             modprobe("kvm_amd")
-            deadline = time.monotonic() + LIMIT
-            while not all(s.attached for s in probe.status()):
-                assert time.monotonic() < deadline
-                select.select([], [], [], 0.05)
+            until(lambda: all(s.attached for s in probe.status()), LIMIT)
             with fails("triple") as guest:
-                check_guest(wait_for(device, lambda e: e.source == S.KVM), guest)
+                check_guest(wait_event(device, lambda e: e.source == S.KVM), guest)
         status, said = service.stop()
         assert status == 0
         assert "without the kvm probe: the kernel module kvm is not loaded" in said

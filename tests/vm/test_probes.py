@@ -28,12 +28,12 @@ from probed import (
     bad_read,
     check_guest,
     fails,
-    wait_for,
 )
 from testbed import inject, pagemap
 from testbed.errors import TestbedError
 from testbed.guest import NOWHERE, Guest, GuestConfig
 from testbed.kernel import put
+from testbed.wait import wait_event
 
 import hwerr_notify as h
 from hwerr_notify import probe
@@ -64,7 +64,7 @@ def device() -> Iterator[h.Device]:
 @pytest.mark.amd
 def test_emulation_failure(service: Service, device: h.Device) -> None:
     with fails("emulate") as guest:
-        event = wait_for(device, lambda e: e.source == S.KVM)
+        event = wait_event(device, lambda e: e.source == S.KVM)
         check_guest(event, guest)
         assert event.vcpu is not None
         assert (event.vcpu.vcpu, event.vcpu.exit_reason, event.vcpu.suberror) == (0, 17, 1)
@@ -79,7 +79,7 @@ def test_emulation_failure(service: Service, device: h.Device) -> None:
 @pytest.mark.amd
 def test_triple_fault(service: Service, device: h.Device) -> None:
     with fails("triple") as guest:
-        event = wait_for(device, lambda e: e.source == S.KVM)
+        event = wait_event(device, lambda e: e.source == S.KVM)
         check_guest(event, guest)
         assert event.vcpu is not None
         assert (event.vcpu.vcpu, event.vcpu.exit_reason, event.raw_severity) == (0, 8, 8)
@@ -90,7 +90,7 @@ def test_triple_fault(service: Service, device: h.Device) -> None:
 @pytest.mark.parametrize(("code", "byte"), [("panic", 1), ("crash", 2)])
 def test_guest_panic(service: Service, device: h.Device, code: str, byte: int) -> None:
     with fails(code) as guest:
-        event = wait_for(device, lambda e: e.source == S.PANIC)
+        event = wait_event(device, lambda e: e.source == S.PANIC)
         check_guest(event, guest)
         assert event.vcpu is not None
         assert event.vcpu.detail == byte
@@ -139,7 +139,7 @@ def test_failed_entry(service: Service, device: h.Device) -> None:
         run = mmap.mmap(vcpu, mmap.PAGESIZE)
         assert struct.unpack_from("<I", run, 8) == (9,)
         run.close()
-        event = wait_for(device, lambda e: e.source == S.KVM)
+        event = wait_event(device, lambda e: e.source == S.KVM)
     assert event.vcpu is not None
     assert (event.vcpu.vcpu, event.vcpu.exit_reason) == (3, 9)
     assert event.guests[0].pid == os.getpid()
@@ -167,7 +167,7 @@ def test_what_a_healthy_guest_does_is_no_event(service: Service, device: h.Devic
 def test_killed_by_somebody(service: Service, device: h.Device) -> None:
     guest = Guest.start(GuestConfig(name="bad", mem=MEM))
     guest.kill()
-    event = wait_for(device, lambda e: e.source == S.KVM)
+    event = wait_event(device, lambda e: e.source == S.KVM)
     assert (event.guests[0].pid, event.severity) == (guest.pid, h.Severity.INFO)
     assert event.raw_severity == 0x10000 + signal.SIGKILL
     comm = Path("/proc/self/comm").read_text().strip()
@@ -178,7 +178,7 @@ def test_killed_by_somebody(service: Service, device: h.Device) -> None:
 def test_crashed(service: Service, device: h.Device) -> None:
     guest = Guest.start(GuestConfig(name="bad", mem=MEM))
     os.kill(guest.pid, signal.SIGSEGV)
-    event = wait_for(device, lambda e: e.source == S.KVM)
+    event = wait_event(device, lambda e: e.source == S.KVM)
     assert (event.guests[0].pid, event.severity) == (guest.pid, h.Severity.RECOVERABLE)
     assert event.action_required
     assert "killed by SIGSEGV" in event.message
@@ -197,7 +197,7 @@ def test_killed_for_want_of_memory(service: Service, device: h.Device) -> None:
         more = {"qom-type": "memory-backend-ram", "id": "more", "size": 64 << 20, "prealloc": True}
         with pytest.raises((OSError, TestbedError)):
             guest.qmp.execute("object-add", **more)
-        event = wait_for(device, lambda e: e.source == S.KVM)
+        event = wait_event(device, lambda e: e.source == S.KVM)
         assert event.guests[0].pid == guest.pid
         assert event.action_required
         assert "because memory was short" in event.message
@@ -214,8 +214,8 @@ def test_guest_uses_a_poisoned_page(service: Service, device: h.Device) -> None:
         threads = Path(f"/proc/{guest.pid}/task").iterdir()
         vcpu = next(int(t.name) for t in threads if "KVM" in (t / "comm").read_text())
         inject.hwpoison(guest.gpa2hpa(0) >> 12)
-        cause = wait_for(device, lambda e: not e.software and any(g.pid == guest.pid for g in e.guests))
-        event = wait_for(device, lambda e: e.source == S.SIGBUS and e.kind == h.Kind.SRAR)
+        cause = wait_event(device, lambda e: not e.software and any(g.pid == guest.pid for g in e.guests))
+        event = wait_event(device, lambda e: e.source == S.SIGBUS and e.kind == h.Kind.SRAR)
         (hit,) = event.guests
         assert (hit.pid, hit.kvm, hit.hva, hit.gpa, hit.len) == (guest.pid, True, hva, 0, 4096)
         assert event.action_required
@@ -241,7 +241,7 @@ def test_warned_process(service: Service, device: h.Device) -> None:
         assert child.stdout is not None
         va = int(child.stdout.readline())
         inject.hwpoison(pagemap.pfn_of(child.pid, va))
-        event = wait_for(device, lambda e: e.source == S.SIGBUS)
+        event = wait_event(device, lambda e: e.source == S.SIGBUS)
         assert child.wait(LIMIT) == 7
     (task,) = event.tasks
     assert (task.pid, task.va, task.len) == (child.pid, va, 4096)
@@ -272,7 +272,7 @@ def with_disk(disk: Path, name: str = "bad") -> Guest:
 
 def test_block_error_of_nobody(service: Service, device: h.Device, disk: Path) -> None:
     bad_read(disk)
-    event = wait_for(device, lambda e: e.source == S.BLOCK)
+    event = wait_event(device, lambda e: e.source == S.BLOCK)
     assert event.block is not None
     assert (event.block.disk, event.block.sector) == (disk.name, BAD_SECTOR)
     assert (event.block.bytes, event.block.op) == (512, 0)
@@ -291,16 +291,16 @@ def test_block_error_names_the_vm(service: Service, device: h.Device, disk: Path
     with Guest.start(GuestConfig(name="good", mem=MEM)), with_disk(disk) as guest:
         guest.hmp(f'qemu-io d "read {BAD_SECTOR * 512} 512"')
         # In no cgroup of its own, but alone with the disk.
-        event = wait_for(device, lambda e: e.source == S.BLOCK)
+        event = wait_event(device, lambda e: e.source == S.BLOCK)
         assert [g.pid for g in event.guests] == [guest.pid]
         with with_disk(disk, "other") as other:
             guest.hmp(f'qemu-io d "read {BAD_SECTOR * 512} 512"')
-            event = wait_for(device, lambda e: e.source == S.BLOCK)
+            event = wait_event(device, lambda e: e.source == S.BLOCK)
             assert event.guests == ()
             assert h.Flags.OWNERS_UNKNOWN in event.flags
             put(group / "cgroup.procs", str(other.pid))
             other.hmp(f'qemu-io d "read {BAD_SECTOR * 512} 512"')
-            event = wait_for(device, lambda e: e.source == S.BLOCK)
+            event = wait_event(device, lambda e: e.source == S.BLOCK)
             assert [(g.pid, g.name) for g in event.guests] == [(other.pid, "other")]
     group.rmdir()
 

@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from testbed.guest import Guest, GuestConfig
 from testbed.qmp import QmpError
 from testbed.records import MCI_ADDRV, MCI_EN, MCI_UC, MCI_VAL, AerRecord, MceRecord
 from testbed.victim import Victim
+from testbed.wait import until, wait_event
 
 import hwerr_notify
 from hwerr_notify import Device, Event, Flags, Severity, Source
@@ -51,28 +52,19 @@ def pidfd(guest: Guest) -> Iterator[int]:
     os.close(fd)
 
 
-def wait_for(device: Device, wanted: Callable[[Event], bool]) -> Event:
-    deadline = time.monotonic() + SECONDS
-    while (left := deadline - time.monotonic()) > 0:
-        for event in device.read(left):
-            if wanted(event):
-                return event
-    raise AssertionError(f"no such event within {SECONDS:g} s")
-
-
 def hit(device: Device, phys: int, *, uncorrected: bool = True) -> Event:
     """A machine check on that page through the decode chain; its event."""
     status = MCI_VAL | MCI_EN | MCI_ADDRV | DRAM | (MCI_UC if uncorrected else 0)
     device.seek("now")
     inject.mce_sim(MceRecord(status=status, bank=BANK, addr=phys))
-    return wait_for(device, lambda e: e.mce is not None and e.mce.addr == phys)
+    return wait_event(device, lambda e: e.mce is not None and e.mce.addr == phys)
 
 
 def poison(device: Device, phys: int) -> Event:
     """memory_failure() on that page; its event."""
     device.seek("now")
     inject.hwpoison(phys // PAGE)
-    return wait_for(device, lambda e: e.source == Source.MEMORY_FAILURE)
+    return wait_event(device, lambda e: e.source == Source.MEMORY_FAILURE)
 
 
 def kernel_page() -> int:
@@ -85,17 +77,11 @@ def kernel_page() -> int:
 
 def until_internal_error(guest: Guest) -> None:
     """Waits for QEMU's own word that it will not go on."""
-    deadline = time.monotonic() + SECONDS
-    while guest.status() != "internal-error":
-        assert time.monotonic() < deadline, f"the guest is {guest.status()}"
-        time.sleep(0.05)
+    until(lambda: guest.status() == "internal-error", SECONDS, guest.status)
 
 
 def until_not_running(guest: Guest) -> None:
-    deadline = time.monotonic() + SECONDS
-    while guest.status() == "running":
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: guest.status() != "running", SECONDS)
 
 
 def runs(guest: Guest) -> bool:
@@ -184,7 +170,7 @@ def test_an_error_of_its_device_stops_it(device: Device) -> None:
         with Guest.start(config) as guest, os_pidfd(guest.pid) as pidfd:
             device.guard(pidfd, Severity.RECOVERABLE)
             inject.aer(AerRecord(uncor_status=0x8000, device=address, header_log=(1, 2, 3, 4)))
-            event = wait_for(device, lambda e: e.source == Source.AER)
+            event = wait_event(device, lambda e: e.source == Source.AER)
             (hit_guest,) = event.guests
             assert (hit_guest.pid, hit_guest.by_device, hit_guest.stopped) == (guest.pid, True, True)
             assert [s.pid for s in event.stops] == [guest.pid]
