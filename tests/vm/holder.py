@@ -18,13 +18,18 @@ import signal
 import socket
 import struct
 import threading
+from contextlib import ExitStack
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from testbed import pagemap
+from testbed.kernel import put
+from testbed.wait import until
 
 PAGE = 4096
 HUGE = 2 << 20
+PRIVATE, SHARED, ANON = _mmap.MAP_PRIVATE, _mmap.MAP_SHARED, _mmap.MAP_ANONYMOUS
 MAP_FIXED = 0x10
 MAP_HUGETLB = 0x40000
 MADV_MERGEABLE, MADV_UNMERGEABLE = 12, 13
@@ -275,3 +280,29 @@ class Holder:
         self._sock.close()
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self.pid, 0)
+
+
+def touched(holder: Holder, pages: int = 1, flags: int = PRIVATE | ANON) -> int:
+    """Pages of the holder's, each a small one of its own."""
+    va: int = holder.mmap(pages * PAGE, flags)
+    holder.madvise(va, pages * PAGE, MADV_NOHUGEPAGE)
+    holder.write(va, pages * PAGE)
+    return va
+
+
+def merged(stack: ExitStack, pages: dict[Holder, int]) -> dict[Holder, int]:
+    """So many pages of each, all merged by KSM; where they are."""
+    ksm = Path("/sys/kernel/mm/ksm")
+    stack.callback(put, ksm / "run", "2")
+    put(ksm / "sleep_millisecs", "1")
+    put(ksm / "pages_to_scan", "1000")
+    at = {}
+    for h, count in pages.items():
+        at[h] = touched(h, count)
+        h.write(at[h], count * PAGE, 0xC3)
+        h.madvise(at[h], count * PAGE, MADV_MERGEABLE)
+    put(ksm / "run", "1")
+    frames = [(h, at[h] + n * PAGE) for h, count in pages.items() for n in range(count)]
+    until(lambda: len({h.pfn(va) for h, va in frames}) == 1, 60)
+    put(ksm / "run", "0")
+    return at

@@ -22,9 +22,9 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import pytest
-from holder import HUGE, MADV_MERGEABLE, PAGE, Holder
+from hit import UNSURE, hit_random_pages, start
+from holder import HUGE, PAGE, Holder, merged
 from probed import Service
-from test_owners import random_gpa, start
 from test_sources import (
     ADDRV,
     AMD,
@@ -51,7 +51,7 @@ from testbed.guest import Guest, GuestConfig
 from testbed.kernel import load_sim, put
 from testbed.records import AerRecord, MceRecord, parse_mce_inject, parse_mcelog
 from testbed.victim import Victim
-from testbed.wait import until, wait_event
+from testbed.wait import wait_event
 
 import hwerr_notify
 from hwerr_notify import Event, Flags, Severity, Source, probe
@@ -59,7 +59,6 @@ from hwerr_notify.moduleless import HOOKS, Moduleless
 from hwerr_notify.names import Names
 
 LIMIT = 60.0
-UNSURE = Flags.OWNERS_UNKNOWN | Flags.OWNERS_TRUNCATED
 # Each reader's own, and how long it took.
 OWN = {"seq", "id", "lost", "time", "time_mono_ns", "resolve_ns"}
 
@@ -305,18 +304,8 @@ def test_fifty_random_pages_of_a_guest(both: Both, backing: str) -> None:
     random.seed(backing)
     with ExitStack() as stack:
         guest = start(stack, "fifty", backing)
-        ids = set()
-        for _ in range(50):
-            gpa = random_gpa(guest)
-            _, event = hit(both, guest.gpa2hpa(gpa))
-            assert not event.flags & UNSURE
-            assert not event.tasks
-            (g,) = event.guests
-            assert (g.pid, g.gpa, g.hva, g.len) == (guest.pid, gpa, guest.gpa2hva(gpa), PAGE)
-            assert (g.kvm, g.name) == (True, "fifty")
-            ids.add(g.vm_id)
-        assert len(ids) == 1
-        assert 0 not in ids
+        for g in hit_random_pages(guest, lambda phys: hit(both, phys)[1]):
+            assert g.name == "fifty"
 
 
 @pytest.mark.amd
@@ -549,26 +538,16 @@ def test_watch_goes_without() -> None:
 
 
 def test_weaker_pages_merged_by_ksm(both: Both) -> None:
-    with Holder() as one, Holder() as two:
-        spots = []
-        for holder in (one, two):
-            va = holder.mmap(PAGE)
-            holder.write(va, PAGE, 0x77)
-            holder.madvise(va, PAGE, MADV_MERGEABLE)
-            spots.append((holder, va))
-        put(Path("/sys/kernel/mm/ksm/run"), "1")
-        try:
-            until(lambda: one.pfn(spots[0][1]) == two.pfn(spots[1][1]), LIMIT)
-            _tsc[0] += 1
-            text = f"status={VAL | EN | ADDRV | MISCV | AMD_DRAM} addr={one.phys(spots[0][1])} bank=4"
-            put(inject.SIM / "mce", f"{text} vendor={AMD} misc={PHYSICAL_PAGE} tsc={_tsc[0]}")
-            event = wait(both.module, lambda e: e.mce is not None and e.mce.tsc == _tsc[0])
-            assert {t.pid for t in event.tasks} >= {one.pid, two.pid}
-            event = wait(both.without, lambda e: e.mce is not None and e.mce.tsc == _tsc[0])
-            assert not event.tasks
-            assert event.flags & Flags.OWNERS_UNKNOWN
-        finally:
-            put(Path("/sys/kernel/mm/ksm/run"), "2")
+    with Holder() as one, Holder() as two, ExitStack() as stack:
+        at = merged(stack, {one: 1, two: 1})
+        _tsc[0] += 1
+        text = f"status={VAL | EN | ADDRV | MISCV | AMD_DRAM} addr={one.phys(at[one])} bank=4"
+        put(inject.SIM / "mce", f"{text} vendor={AMD} misc={PHYSICAL_PAGE} tsc={_tsc[0]}")
+        event = wait(both.module, lambda e: e.mce is not None and e.mce.tsc == _tsc[0])
+        assert {t.pid for t in event.tasks} >= {one.pid, two.pid}
+        event = wait(both.without, lambda e: e.mce is not None and e.mce.tsc == _tsc[0])
+        assert not event.tasks
+        assert event.flags & Flags.OWNERS_UNKNOWN
 
 
 def test_weaker_a_page_poisoned_already(both: Both) -> None:

@@ -15,27 +15,26 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from hit import Injector
+from hit import UNSURE, Injector, hit_random_pages, start
 from holder import (
+    ANON,
     HUGE,
     MADV_HUGEPAGE,
-    MADV_MERGEABLE,
-    MADV_NOHUGEPAGE,
     MADV_PAGEOUT,
     MAP_HUGETLB,
     PAGE,
+    PRIVATE,
+    SHARED,
     Holder,
+    merged,
+    touched,
 )
 from testbed import pagemap
 from testbed.errors import TestbedError
-from testbed.guest import Guest, GuestConfig
 from testbed.kernel import put, zram_swap
-from testbed.wait import until
 
 from hwerr_notify import Event, Flags
 
-PRIVATE, SHARED, ANON = mmap.MAP_PRIVATE, mmap.MAP_SHARED, mmap.MAP_ANONYMOUS
-UNSURE = Flags.OWNERS_UNKNOWN | Flags.OWNERS_TRUNCATED
 Hit = Callable[..., Event]
 
 
@@ -63,13 +62,6 @@ def tasks(event: Event) -> set[tuple[int, int, int]]:
     listed = [(t.pid, t.va, t.len) for t in event.tasks]
     assert len(listed) == len(set(listed)), "a task is listed twice"
     return set(listed)
-
-
-def touched(holder: Holder, pages: int = 1, flags: int = PRIVATE | ANON) -> int:
-    va: int = holder.mmap(pages * PAGE, flags)
-    holder.madvise(va, pages * PAGE, MADV_NOHUGEPAGE)
-    holder.write(va, pages * PAGE)
-    return va
 
 
 # -- one process -------------------------------------------------------------
@@ -272,28 +264,10 @@ def test_private_mapping_of_a_file(hit: Hit, holder: Holder, tmp_path: Path, whe
         assert tasks(hit(holder.phys(va + PAGE))) == {(holder.pid, va + PAGE, PAGE)}
 
 
-def merge(stack: ExitStack, pages: dict[Holder, int]) -> dict[Holder, int]:
-    """So many pages of each, all merged by KSM; where they are."""
-    ksm = Path("/sys/kernel/mm/ksm")
-    stack.callback(put, ksm / "run", "2")
-    put(ksm / "sleep_millisecs", "1")
-    put(ksm / "pages_to_scan", "1000")
-    at = {}
-    for h, count in pages.items():
-        at[h] = touched(h, count)
-        h.write(at[h], count * PAGE, 0xC3)
-        h.madvise(at[h], count * PAGE, MADV_MERGEABLE)
-    put(ksm / "run", "1")
-    frames = [(h, at[h] + n * PAGE) for h, count in pages.items() for n in range(count)]
-    until(lambda: len({h.pfn(va) for h, va in frames}) == 1, 60)
-    put(ksm / "run", "0")
-    return at
-
-
 def test_ksm(hit: Hit, holder: Holder) -> None:
     with ExitStack() as stack:
         other = stack.enter_context(Holder())
-        at = merge(stack, {holder: 2, other: 2})
+        at = merged(stack, {holder: 2, other: 2})
         phys = holder.phys(at[holder])
         four = {(h.pid, va + n * PAGE, PAGE) for h, va in at.items() for n in (0, 1)}
         assert tasks(hit(phys)) == four
@@ -310,7 +284,7 @@ def test_a_guest_that_has_a_page_many_times_hides_no_other(hit: Hit) -> None:
     with ExitStack() as stack:
         many, one, others = (stack.enter_context(Holder()) for _ in range(3))
         pages = {many: 30, one: 1, others: 30}
-        at = merge(stack, pages)
+        at = merged(stack, pages)
         for h, va in at.items():
             h.vm_slot(h.vm(), 0, 0x100000, pages[h] * PAGE, va)
         event = hit(one.phys(at[one]))
@@ -500,41 +474,15 @@ def test_page_in_migration(hit: Hit, holder: Holder) -> None:
 # -- guests --------------------------------------------------------------------
 
 
-def start(stack: ExitStack, name: str, backing: str = "anon", **more: object) -> Guest:
-    config = GuestConfig(name=name, backing=backing, **{"mem": 64 << 20, **more})  # type: ignore[arg-type]
-    return stack.enter_context(Guest.start(config))
-
-
-def random_gpa(guest: Guest) -> int:
-    starts = guest.ram_gpas()
-    at = random.randrange(sum(length for _, length in starts) // PAGE) * PAGE
-    for gpa, length in starts:
-        if at < length:
-            return gpa + at
-        at -= length
-    raise AssertionError("unreachable")
-
-
 @pytest.mark.amd
 @pytest.mark.parametrize("backing", ["anon", "thp", "hugetlb", "memfd"])
 def test_fifty_random_pages_of_a_guest(hit: Hit, backing: str) -> None:
     random.seed(backing)
     with ExitStack() as stack:
         guest = start(stack, "fifty", backing)
-        ids = set()
-        for _ in range(50):
-            gpa = random_gpa(guest)
-            event = hit(guest.gpa2hpa(gpa))
-            assert not event.flags & UNSURE
-            assert not event.tasks
-            (g,) = event.guests
-            assert (g.pid, g.gpa, g.hva, g.len) == (guest.pid, gpa, guest.gpa2hva(gpa), PAGE)
-            assert g.kvm
+        for g in hit_random_pages(guest, hit):
             assert not g.by_device
             assert g.comm == "qemu-system-x86"
-            ids.add(g.vm_id)
-        assert len(ids) == 1
-        assert 0 not in ids
 
 
 @pytest.mark.amd
