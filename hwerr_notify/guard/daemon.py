@@ -14,7 +14,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -419,8 +419,7 @@ class Guard:
             "cause": incident.cause,
         }
         self.publish({"event": "INCIDENT_GONE", **facts})
-        for why in await self.teller.hooks("gone", facts):
-            log.error("VM %s: telling: %s", incident.vm, why)
+        _not_told(incident.vm, await self.teller.hooks("gone", facts))
 
     def _stopped_while_away(self, vm: Vm) -> None:
         """The kernel's guard may have stopped it while nobody read the file."""
@@ -586,10 +585,7 @@ class Guard:
 
     async def _put(self, incident: Incident) -> Incident:
         """Takes over what was learnt meanwhile, saves, and shows it; a disk that refuses is a note."""
-        now = self.incidents.get(incident.id)
-        if now is not None and now is not incident:
-            incident = replace(incident, events=now.events, poison=now.poison)
-        self.incidents[incident.id] = incident
+        self.incidents[incident.id] = incident = self._merged(incident)
         try:
             await self.steps.save(incident)
         except Fault as error:
@@ -620,9 +616,11 @@ class Guard:
         if self.policy.dump and not incident.done("keep"):
             await self.dump(vm)
 
-    def _merged(self, incident: Incident) -> Incident:
+    def _merged(self, incident: Incident, step: str = "") -> Incident:
+        """With what was learnt meanwhile; with `step`, of its steps only that one is its own."""
         now = self.incidents.get(incident.id, incident)
-        return replace(incident, events=now.events, poison=now.poison)
+        steps = {**now.steps, step: incident.steps[step]} if step else incident.steps
+        return replace(incident, events=now.events, poison=now.poison, steps=steps)
 
     async def _told(self, vm: Vm, incident: Incident) -> None:
         if incident.done("tell"):
@@ -652,8 +650,7 @@ class Guard:
             late = f"not done within {self.policy.limits['tell']:g} s"
             hooks, refused = [], [late]
         failed += hooks
-        for why in (*failed, *refused):
-            log.error("VM %s: telling: %s", vm.name, why)
+        _not_told(vm.name, (*failed, *refused))
         step = Step(
             "failed" if failed or refused else "done", began, time.time_ns(), "; ".join((*failed, *refused))
         )
@@ -694,8 +691,7 @@ class Guard:
         incident = self.incidents[vm.incident or ""]
         kept = await self.steps.keep(vm, incident)
         # The cluster may have taken what it was told meanwhile.
-        steps = {**self.incidents[incident.id].steps, "keep": kept.steps["keep"]}
-        incident = await self._put(self._merged(replace(kept, steps=steps)))
+        incident = await self._put(self._merged(kept, "keep"))
         step = incident.steps["keep"]
         log.info("VM %s: dump: %s", vm.name, step.detail)
         if step.state == "done":
@@ -728,8 +724,7 @@ class Guard:
                 await vm.changed.wait()
                 vm.changed.clear()
             if refused := await self.teller.cleared(vm.name):
-                for why in refused:
-                    log.error("VM %s: telling: %s", vm.name, why)
+                _not_told(vm.name, refused)
                 self.spawn(
                     self._until_taken(self._nothing_open(vm.name), lambda: self.teller.cleared(vm.name))
                 )
@@ -763,8 +758,7 @@ class Guard:
         facts = self._facts(vm, incident) if incident else {"vm": vm.name, "uuid": vm.uuid}
         if occasion not in ("error", "degraded"):
             self.publish({"event": f"INCIDENT_{occasion.upper()}", **facts, **more})
-        for why in await self.teller.hooks(occasion, {**facts, **more}):
-            log.error("VM %s: telling: %s", vm.name, why)
+        _not_told(vm.name, await self.teller.hooks(occasion, {**facts, **more}))
 
     async def _release_hooks(self, vm: Vm, incident: Incident) -> None:
         if failed := await self.teller.hooks("release", self._facts(vm, incident)):
@@ -833,6 +827,11 @@ class Guard:
             "refused_runs": self.sealer.refusals(vm.process),
             "dumping": list(vm.progress) if vm.progress else None,
         }
+
+
+def _not_told(name: str, why: Iterable[str]) -> None:
+    for failed in why:
+        log.error("VM %s: telling: %s", name, failed)
 
 
 def _listens(pid: int, path: str) -> bool:
