@@ -11,7 +11,7 @@ import socket
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from .. import device as hwerr
 from ..guard import policy as policies
@@ -19,6 +19,7 @@ from ..guard.errors import GuardError
 from ..guard.store import Store
 from ..message import printable
 from . import EXIT_ERROR, EXIT_NOTHING, EXIT_OK, EXIT_USAGE, complain, output
+from .parser import Parser
 
 PROG = "hwerr-guard"
 EXIT_NO_DAEMON = 6
@@ -48,14 +49,6 @@ examples:
   hwerr-guard inspect INCIDENT          what happened, which step, where the dump is
   hwerr-guard clear INCIDENT            end its QEMU, after the post-mortem
 """
-
-
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        complain(PROG, f"{message} (see {PROG} --help)")
-        sys.exit(EXIT_USAGE)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -9,14 +9,13 @@ import json
 import os
 import signal
 import socket
-import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 from .. import device as hwerr
 from .. import probe
 from ..bpf import BpfError, capable, locked, unavailable
-from . import EXIT_ERROR, EXIT_NO_DEVICE, EXIT_NO_PERMISSION, EXIT_OK, EXIT_USAGE, complain, output
+from . import EXIT_ERROR, EXIT_NO_DEVICE, EXIT_NO_PERMISSION, EXIT_OK, complain, output
+from .parser import Parser
 
 PROG = "hwerr-probe"
 _CAP_SYS_ADMIN = 21  # linux/capability.h
@@ -35,14 +34,6 @@ exit status:
   4    no device: the module hwerr is not loaded
   5    no permission
 """
-
-
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        complain(PROG, f"{message} (see {PROG} --help)")
-        sys.exit(EXIT_USAGE)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -32,7 +32,8 @@ from . import (
     complain,
     output,
 )
-from .watch import Lines, Parser, Segments, _count, _pid, _seconds, _severity, line, writer
+from .parser import Parser
+from .watch import Lines, Segments, _count, _pid, _seconds, _severity, line, writer
 
 PROG = "hwerr-trace"
 EXIT_MISSING = 6

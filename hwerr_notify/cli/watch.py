@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from .. import device as hwerr
@@ -30,6 +30,7 @@ from . import (
     complain,
     output,
 )
+from .parser import Parser
 
 if TYPE_CHECKING:
     from ..probe import ProbeStatus
@@ -71,14 +72,6 @@ Segments = list[tuple[str, str]]
 
 # Segments of a line, and whether it may be cut to the width of a terminal.
 Lines = Iterator[tuple[Segments, bool]]
-
-
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        complain(self.prog, f"{message} (see {self.prog} --help)")
-        sys.exit(EXIT_USAGE)
 
 
 def _severity(text: str) -> Severity:
