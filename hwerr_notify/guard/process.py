@@ -215,15 +215,7 @@ class Process:
     def vfio_devices(self) -> list[str]:
         """PCI addresses of passed-through devices, as the kernel names their files."""
         found = set()
-        try:
-            names = os.listdir(self._path("fd"))
-        except FileNotFoundError:
-            return []
-        for name in names:
-            try:
-                target = os.readlink(self._path("fd", name))
-            except FileNotFoundError:
-                continue
+        for _, target in self._open_files():
             if match := re.fullmatch(r"/dev/vfio/(\d+)", target):
                 group = Path(f"/sys/kernel/iommu_groups/{match[1]}/devices")
                 for device in group.iterdir() if group.is_dir() else ():
