@@ -12,6 +12,9 @@
  * private_data is the struct vfio_device, since then a struct vfio_device_file,
  * which begins with a pointer to it. Both are tried: pointers are read with
  * copy_from_kernel_nofault(), and arriving at the device is the proof.
+ *
+ * Where VFIO is part of the kernel its operations have no module to tell them by:
+ * then who holds the device is not known, and that is said.
  */
 #include <linux/fs.h>
 #include <linux/module.h>
@@ -97,6 +100,10 @@ void hwerr_vfio_holders(struct hwerr_owners *o, struct pci_dev *pdev,
 
 	if (!driver_is_vfio(pdev))
 		return;
+	if (IS_BUILTIN(CONFIG_VFIO)) {
+		o->flags |= HWERR_F_OWNERS_UNKNOWN;
+		return;
+	}
 	while ((task = next_process(&nr))) {
 		int ret = 0;
 
