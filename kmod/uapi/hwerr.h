@@ -80,7 +80,8 @@
  * stops its KVM guests before the record is there. A stopped vCPU's KVM_RUN
  * returns EIO, once; the VMM decides what follows (QEMU goes to internal-error
  * and refuses to continue without a reset). Keeping it stopped whatever the VMM
- * is told is not this file's work.
+ * is told is not this file's work. An error for which there was no room to make
+ * a record (hwerr_stats.dropped) stops nobody: whom it hit was not looked for.
  *
  * Ioctls
  * ------
@@ -288,7 +289,7 @@ struct hwerr_info_mce {
 #define HWERR_PCI_TLP		0x1	/* @tlp is valid */
 
 /**
- * struct hwerr_info_pci - HWERR_INFO_PCI: the device that reported
+ * struct hwerr_info_pci - HWERR_INFO_PCI: the device that reported, and whose holders are named
  * @domain: PCI segment
  * @bus: bus number
  * @devfn: device << 3 | function
