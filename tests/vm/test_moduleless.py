@@ -45,7 +45,7 @@ from test_sources import (
     rows,
 )
 from test_sources import CASES as FILES
-from testbed import inject
+from testbed import inject, vfio
 from testbed.errors import TestbedError
 from testbed.guest import Guest, GuestConfig
 from testbed.kernel import load_sim, put
@@ -573,6 +573,35 @@ def test_weaker_a_bank_that_holds_nothing_hits_nobody(both: Both) -> None:
     )
     assert a.severity == b.severity == Severity.INFO
     assert a.flags & ~b.flags == Flags.OWNERS_UNKNOWN
+
+
+def test_a_device_passed_through_names_its_holder(both: Both) -> None:
+    address = vfio.bind("aer0")
+    try:
+        with Holder() as holder:
+            holder.vfio(address)
+            inject.aer(AerRecord(uncor_status=0x8000, device=address, header_log=(9, 10, 11, 12)))
+            _, without = both.one(lambda e: e.pci is not None and e.pci.address == address)
+            assert [(t.pid, t.by_device) for t in without.tasks] == [(holder.pid, True)]
+            assert not without.flags & UNSURE
+    finally:
+        vfio.unbind("aer0")
+
+
+def test_weaker_readable_for_what_the_filter_drops() -> None:
+    """poll() may say more than there is; read() waits for what is wanted, and has lost nothing."""
+    load_sim()
+    with Moduleless() as device:
+        device.set_filter(severity=Severity.RECOVERABLE)
+        inject.edac("ce", msg="not wanted")
+        poll = select.poll()
+        poll.register(device, select.POLLIN)
+        assert poll.poll(LIMIT * 1000)
+        assert device.drain() == []
+        assert not poll.poll(0)
+        inject.edac("ue", msg="wanted")
+        (event,) = device.read(LIMIT)
+        assert (event.text, event.lost) == ("wanted", 0)
 
 
 def test_weaker_nothing_from_before(both: Both) -> None:
