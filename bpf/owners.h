@@ -57,6 +57,14 @@ struct page___6_1 {
 	atomic_t compound_mapcount;
 } __attribute__((preserve_access_index));
 
+struct page___6 {
+	unsigned long compound_head;
+} __attribute__((preserve_access_index));
+
+struct page___7 {
+	unsigned long compound_info;
+} __attribute__((preserve_access_index));
+
 struct folio___6_2 {
 	atomic_t _entire_mapcount;
 } __attribute__((preserve_access_index));
@@ -456,6 +464,25 @@ static __always_inline __u64 page_of(__u64 pfn)
 	return word((__u64)&vmemmap_base) + pfn * bpf_core_type_size(struct page);
 }
 
+/*
+ * Of a tail page it says which its head is, with bit 0 set: the head's address or, on newer
+ * kernels ("mm: rework compound_head() for power-of-2 sizeof(struct page)", seen in 7.2) where
+ * hugetlb's memory map may be optimized, what the tail's address is masked with.
+ */
+#define COMPOUND(at)								\
+	(bpf_core_field_exists(struct page___7, compound_info) ?		\
+	 FIELD(at, page___7, compound_info) : FIELD(at, page___6, compound_head))
+
+/* The memory map lies below (Documentation/arch/x86/x86_64/mm.rst); masks are above. */
+#define CPU_ENTRY_AREA	0xfffffe0000000000ull
+
+static __always_inline __u64 head_of(__u64 page, __u64 compound)
+{
+	if (!(compound & 1))
+		return page;
+	return compound >= CPU_ENTRY_AREA ? page & compound : compound - 1;
+}
+
 static __always_inline bool is_hugetlb(__u64 head)
 {
 	__u64 second = head + bpf_core_type_size(struct page);
@@ -466,7 +493,7 @@ static __always_inline bool is_hugetlb(__u64 head)
 		       bpf_core_enum_value(enum pagetype___6_12, PGTY_hugetlb___6_12);
 	if (bpf_core_field_exists(struct page___6_1, compound_dtor)) {
 		bpf_probe_read_kernel(&dtor, 1, (void *)FIELD(second, page___6_1, compound_dtor));
-		return word(FIELD(second, page, compound_head)) & 1 &&
+		return word(COMPOUND(second)) & 1 &&
 		       dtor == bpf_core_enum_value(enum compound_dtor_id___6_1,
 						   HUGETLB_PAGE_DTOR___6_1);
 	}
@@ -526,12 +553,12 @@ __noinline int hwerr_find_page(__u32 place)
 	if (!r)
 		return 0;
 	page = page_of(r->pfn);
-	if (bpf_probe_read_kernel(&head, sizeof(head), (void *)FIELD(page, page, compound_head)))
+	if (bpf_probe_read_kernel(&head, sizeof(head), (void *)COMPOUND(page)))
 		return 0;	/* no memory of the kernel's */
-	head = head & 1 ? head - 1 : page;
+	head = head_of(page, head);
 	/* A head is known by the page behind it. */
 	second = head + bpf_core_type_size(struct page);
-	large = head != page || word(FIELD(second, page, compound_head)) == head + 1;
+	large = head != page || head_of(second, word(COMPOUND(second))) == head;
 	if (!half(FIELD(head, page, _refcount)))
 		return 0;	/* free */
 	hugetlb = large && is_hugetlb(head);
