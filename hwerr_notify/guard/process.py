@@ -49,11 +49,18 @@ _TAP = re.compile(r"^iff:[ \t]*(\S+)", re.M)
 
 @dataclass(frozen=True, slots=True)
 class Thread:
-    """One look at a thread. `in_guest`: it is inside KVM_RUN; `running`: on a CPU at that moment."""
+    """One look at a thread. `in_guest`: it is inside KVM_RUN; `running`: on a CPU at that moment.
+
+    `state` is that of proc(5), seen after the call. A thread that executes the guest's code has R, for KVM
+    sets none other between its last look at requests and the guest's exit; S and D are a thread
+    asleep in the kernel, T and t one that a signal or a tracer has stopped on its way out of a call,
+    or before it has begun. It shows the call all the same.
+    """
 
     tid: int
     in_guest: bool
     running: bool
+    state: str = "R"
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +166,7 @@ class Process:
             in_guest = (
                 len(words) > 2 and words[0] == str(_SYS_IOCTL) and int(words[2], 16) & 0xFFFFFFFF == _KVM_RUN
             )
-            found.append(Thread(tid, in_guest, words[:1] == ["running"]))
+            found.append(Thread(tid, in_guest, words[:1] == ["running"], fields.split()[0]))
         return found
 
     def _open_files(self) -> list[tuple[str, str]]:

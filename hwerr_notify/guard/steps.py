@@ -29,6 +29,7 @@ from .errors import Fault, GuardError, MonitorError
 from .kernel import KernelGuard
 from .monitor import Monitor, together
 from .policy import Policy
+from .process import Thread
 from .seal import Sealer
 from .store import FREEZING, Incident, Step, Store, write_durably
 from .vm import Machine, Vm, describe, look
@@ -36,6 +37,9 @@ from .vm import Machine, Vm, describe, look
 __all__ = ["Steps", "fault_point"]
 
 ReleaseHooks = Callable[[Vm, Incident], Any]
+
+# How long QEMU may take to find out that the kernel has stopped its guest, seconds.
+_NOTICES_WITHIN = 0.05
 
 # Between two looks at what no event tells, seconds.
 _LOOK_AGAIN = 0.001
@@ -199,7 +203,7 @@ class Steps:
             if not by_kernel:
                 raise Fault(why) from None
             facts["monitor"] = why
-        await self._out_of_guest(vm)
+        await self._out_of_guest(vm, stopped=by_kernel)
         return Step("done", began, time.time_ns(), how, facts)
 
     @staticmethod
@@ -207,28 +211,48 @@ class Steps:
         """QEMU's run state when it has stopped its devices, too. Fault, MonitorError."""
         monitor = vm.need_monitor()
         if by_kernel:
-            # QEMU finds out by itself, and remembers that the guest must not go on.
-            while await vm.status() == "running":
-                await vm.changed.wait()
-                vm.changed.clear()
+            # QEMU finds out by itself, and remembers that the guest must not go on. But not while all
+            # vCPUs sleep: the kernel's request wakes none, and is met by one that would run.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_NOTICES_WITHIN):
+                    while await vm.status() == "running":
+                        await vm.changed.wait()
+                        vm.changed.clear()
         status: str
         _, status = await together(monitor.execute("stop"), vm.status())
         if status in ("running", "inmigrate"):
             raise Fault(f"QEMU was told to stop and says {status}")
         return status
 
-    async def _out_of_guest(self, vm: Vm) -> None:
-        """Waits until no thread is inside the guest. Fault, just before the step's time is over."""
-        machine = vm.machine
+    async def _out_of_guest(self, vm: Vm, *, stopped: bool, sealed: bool = False) -> None:
+        """Waits until no thread is inside the guest. Fault, just before the step's time is over.
+
+        `stopped`: the kernel has told every vCPU to stop; `sealed`: no KVM_RUN is begun any more.
+        """
         deadline = time.monotonic() + 0.3 * self.policy.limits["stop"]
         while True:
             threads = await asyncio.to_thread(vm.process.threads)
-            inside = [t for t in threads if t.in_guest or (t.running and t.tid in machine.tids)]
+            inside = [t for t in threads if self._inside(vm, t, stopped, sealed)]
             if not inside:
                 return
             if time.monotonic() > deadline:
                 raise Fault(f"threads are still in the guest: {', '.join(str(t.tid) for t in inside)}")
             await asyncio.sleep(_LOOK_AGAIN)
+
+    @staticmethod
+    def _inside(vm: Vm, thread: Thread, stopped: bool, sealed: bool) -> bool:
+        """Whether it may execute the guest's code, now or without meeting the kernel's stop or seal.
+
+        One that sleeps within KVM_RUN (a vCPU that has halted) or was stopped by a signal is not in the
+        guest. It goes back there only by way of KVM's look at requests, where the kernel's stop waits for
+        it; SIGCONT lets QEMU begin KVM_RUN anew, which meets the same, and the seal. Where neither is in
+        force it counts as inside.
+        """
+        if not thread.in_guest:
+            return thread.running and thread.tid in vm.machine.tids
+        if stopped and thread.state != "R":
+            return False
+        return not (sealed and thread.state in "Tt")
 
     # -- record --------------------------------------------------------------
 
@@ -316,7 +340,9 @@ class Steps:
         """What FROZEN says, looked at again, all of it after the seal. Fault if something does not hold."""
         if not self.sealer.holds(vm.process, incident.steps["seal"].facts):
             raise Fault("the seal is not in force any more")
-        await self._out_of_guest(vm)
+        # Once more: the seal bars a vCPU that begins KVM_RUN, not one that is asleep within it.
+        stopped = not isinstance(self.kernel.stop(vm.process), str)
+        await self._out_of_guest(vm, stopped=stopped, sealed=True)
         await asyncio.to_thread(self._released, vm, bool(incident.steps["release"].facts.get("detached")))
         # Last: of a process that has ended nothing is seen, and all looks well.
         if not vm.process.alive():

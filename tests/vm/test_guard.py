@@ -165,6 +165,27 @@ def test_an_error_freezes_the_guest_for_good(home: Path) -> None:
         assert guest.pid not in seal.sealed()
 
 
+@pytest.mark.parametrize("why", ["command", "error"])
+def test_a_guest_that_sleeps(home: Path, why: str) -> None:
+    """Its vCPUs have halted, interrupts off: nothing but QEMU's own stop wakes them."""
+    with (
+        Guest.start(guest_config("web1", home, code="halt", smp=2)) as guest,
+        Daemon(home) as daemon,
+        daemon.follow() as events,
+    ):
+        if why == "command":
+            done = daemon.run("freeze", "web1")
+            assert (done.returncode, done.stderr) == (0, ""), daemon.said()
+        else:
+            hit(guest)
+        told = events.next("GUEST_FROZEN", "INCIDENT_FAILED")
+        assert told["event"] == "GUEST_FROZEN", daemon.said()
+        before = vcpu_time(guest)
+        assert guest.qmp is not None
+        tries_to_run(guest.qmp, "cont", "system_reset", "cont")
+        assert [t for t, _ in vcpu_time(guest)] == [t for t, _ in before]
+
+
 def test_only_the_guest_that_was_hit(home: Path) -> None:
     """Errors on neighbours, on other processes, of lesser severity: nothing happens."""
     with (
@@ -437,6 +458,8 @@ def test_a_monitor_that_hangs(home: Path) -> None:
         daemon.follow() as events,
     ):
         pfn = pagemap.pfn_of(guest.pid, guest.gpa2hva(HIT_GPA))
+        # /proc shows its vCPUs within KVM_RUN. They are not: the signal has taken them out, and SIGCONT
+        # lets them begin anew, into the kernel's stop. The first step that fails is that which asks.
         os.kill(guest.pid, signal.SIGSTOP)
         inject.hwpoison(pfn)
         assert events.next("HARDWARE_ERROR")["vm"] == "web1"
