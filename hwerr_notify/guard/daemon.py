@@ -29,6 +29,7 @@ from ..jsonform import boot_id
 from . import decide, net
 from .control import Control
 from .errors import Fault, GuardError, MonitorError, NobodyListensError
+from .fault import fault_point
 from .front import Front
 from .inotify import DirectoryWatch
 from .kernel import KernelGuard
@@ -38,7 +39,7 @@ from .notify import notify, watchdog_interval
 from .policy import Policy, VmPolicy
 from .process import Process
 from .seal import Sealer
-from .steps import Steps, fault_point
+from .steps import Steps
 from .store import Incident, Step, Store
 from .tell import Teller
 from .threads import Threads

@@ -19,6 +19,7 @@ from typing import Any
 
 from .. import bpf
 from .errors import Fault
+from .fault import fault_point
 from .process import TICK_NS, Process
 
 __all__ = ["Freezer", "Sealed", "Sealer"]
@@ -139,6 +140,7 @@ class Sealer:
                 why = None if by_lsm else "the seal did not stay"
             except OSError as error:
                 why = error.strerror or str(error)
+        fault_point("inside-seal")
         if whole or not by_lsm:
             try:
                 await asyncio.to_thread(self.freezer.freeze, process, limit)

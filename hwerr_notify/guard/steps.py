@@ -15,26 +15,26 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from . import disks, layout, net
 from .dump import Dumped, write_core
 from .errors import Fault, GuardError, MonitorError
+from .fault import fault_point
 from .kernel import KernelGuard
 from .monitor import Monitor, together
 from .policy import Policy
-from .process import Thread
+from .process import Process, Thread
 from .seal import Sealer
 from .store import FREEZING, Incident, Step, Store, write_durably
 from .vm import Machine, Vm, describe, look
 
-__all__ = ["Steps", "fault_point"]
+__all__ = ["Steps", "in_event_path"]
 
 ReleaseHooks = Callable[[Vm, Incident], Any]
 
@@ -51,10 +51,14 @@ _ENDS_WITHIN = 1.0
 _NONSENSE = (KeyError, TypeError, ValueError, AttributeError, IndexError)
 
 
-def fault_point(name: str) -> None:
-    """For tests: HWERR_GUARD_FAULT=NAME is where the daemon is killed."""
-    if os.environ.get("HWERR_GUARD_FAULT") == name:
-        os.kill(os.getpid(), signal.SIGKILL)
+def in_event_path(cause: dict[str, Any], process: Process) -> int | None:
+    """When (CLOCK_MONOTONIC, ns) the kernel stopped the process's guests before the cause's record could be
+    read, as that record says; None if it did not."""
+    mine = [s for s in cause.get("stops") or () if process.is_of(s["pid"], s["start_ns"])]
+    flagged = any(g["stopped"] and process.is_of(g["pid"], g["start_ns"]) for g in cause.get("guests") or ())
+    if not flagged or "seq" not in cause:
+        return None
+    return int(mine[0]["time_mono_ns"] if mine else cause["time_mono_ns"])
 
 
 class Steps:
@@ -69,25 +73,38 @@ class Steps:
         self.kernel = kernel
         self.sealer = sealer
         self.hooks = hooks
+        # What was learnt of an incident while its steps are done; asked before each of them.
+        self.latest: Callable[[Incident], Incident] = lambda incident: incident
+        # Incidents that are on disk, of those that this run has begun or gone on with.
+        self.saved: set[str] = set()
+        self._saving: dict[str, asyncio.Lock] = {}
 
     async def save(self, incident: Incident) -> Incident:
         """Durable when it returns. Fault if the disk would not take it."""
         try:
-            async with asyncio.timeout(self.policy.limits["record"]):
+            # One at a time: they write the same file.
+            async with (
+                asyncio.timeout(self.policy.limits["record"]),
+                self._saving.setdefault(incident.id, asyncio.Lock()),
+            ):
                 await asyncio.to_thread(self.store.save, incident)
         except OSError as error:
             if isinstance(error, TimeoutError):
                 raise Fault(f"{self.store.root} did not take the record in time") from None
             raise Fault(f"{error.filename or self.store.root}: {error.strerror}") from None
+        self.saved.add(incident.id)
         return incident
 
     async def freeze(self, vm: Vm, incident: Incident) -> Incident:
         """From where the incident is, to FROZEN, failed or gone. Never raises for what a step meets.
 
-        That it has begun is saved while the guest is being stopped. If the kernel has stopped it the kernel
-        knows, and says so to a daemon that comes after this one: then the stop is saved first.
+        That it has begun is saved while the guest is being stopped. If the kernel has stopped it in the event
+        path, its record says so to a daemon that comes after this one, as the guard does, which outlives
+        this one: then the stop is saved first.
         """
-        known = not incident.steps and bool(incident.cause.get("stopped"))
+        known = (
+            not incident.steps and vm.armed is None and in_event_path(incident.cause, vm.process) is not None
+        )
         begun = None if known else asyncio.ensure_future(self.save(incident))
         steps = {"stop": self._stop, "record": self._record, "release": self._release, "seal": self._seal}
         failed = False
@@ -96,6 +113,7 @@ class Steps:
             if (incident.done(name) and name != "stop") or (failed and name != "seal"):
                 continue
             began = time.time_ns()
+            incident = self.latest(incident)
             fault_point(f"before-{name}")
             try:
                 async with asyncio.timeout(self.policy.limits[name]):
@@ -109,7 +127,6 @@ class Steps:
             if step.state == "failed" or not incident.done(name):
                 incident = incident.with_step(name, step)
             failed = failed or step.state == "failed"
-            fault_point(f"inside-{name}")
             if name == FREEZING[0]:
                 # A disk that does not take it will not take the next, either, and that is told.
                 if begun is not None:
@@ -125,7 +142,7 @@ class Steps:
                 await self._verify(vm, incident)
                 now = time.time_ns()
                 incident = replace(
-                    incident, state="frozen", frozen_ns=now, frozen_mono_ns=time.monotonic_ns()
+                    self.latest(incident), state="frozen", frozen_ns=now, frozen_mono_ns=time.monotonic_ns()
                 )
                 await self.save(incident)
                 fault_point("after-seal")
@@ -192,9 +209,11 @@ class Steps:
             facts["kernel"] = stopped
             how = "by QEMU"
         else:
-            in_event = self.kernel.stopped_ns(vm.process) is not None and incident.cause.get("source")
-            how = "by the kernel, in the event path" if in_event else "by the kernel, on command"
-            facts |= {"mono_ns": stopped.mono_ns, "vcpus": stopped.vcpus}
+            # The guard counts every stop, this one too; only the record says who was first.
+            first = in_event_path(incident.cause, vm.process)
+            how = "by the kernel, on command" if first is None else "by the kernel, in the event path"
+            facts |= {"mono_ns": first or stopped.mono_ns, "vcpus": stopped.vcpus}
+        fault_point("inside-stop")
         try:
             async with asyncio.timeout(0.6 * self.policy.limits["stop"]):
                 facts["status"] = await self._stop_qemu(vm, by_kernel)
@@ -264,18 +283,20 @@ class Steps:
             vm.status(),
             monitor.execute("query-version"),
         )
+        argv = await asyncio.to_thread(vm.process.cmdline)
         record = {
             "incident": incident.id,
             "cause": incident.cause,
             "events": incident.events,
-            "vm": {"name": vm.name, "uuid": vm.uuid, "pid": vm.process.pid, "argv": vm.process.cmdline()},
+            "vm": {"name": vm.name, "uuid": vm.uuid, "pid": vm.process.pid, "argv": argv},
             "status": status,
             "version": version,
             "machine": vm.machine.to_json(),
             **said,
         }
         path = self.store.path(incident.id) / "record.json"
-        await asyncio.to_thread(write_durably, path, json.dumps(record).encode() + b"\n")
+        data = json.dumps(record).encode() + b"\n"
+        await asyncio.to_thread(write_durably, path, data, lambda: fault_point("inside-record"))
         return Step("done", began, time.time_ns(), path.name, {"machine": vm.machine.to_json()})
 
     # -- release -------------------------------------------------------------
@@ -292,6 +313,7 @@ class Steps:
             disks.release(monitor, vm.process, frozenset(vm.machine.images), poisoned=bool(incident.poison)),
         )
         await asyncio.to_thread(self._network_is_gone, vm)
+        fault_point("inside-release")
         await self.hooks(vm, incident)
         facts = {"detached": released.detached, "backends": backends, "taps": taps, "devices": devices}
         parts = [f"disks {released.how}"]
@@ -377,14 +399,6 @@ class Steps:
 
         if not vm.machine.ranges:
             raise Fault("it is not known where the guest's memory is")
-        record = self.store.path(incident.id) / "record.json"
-        cpus: Iterable[layout.Registers] = ()
-        if record.exists():
-            cpus = layout.parse_registers(json.loads(record.read_bytes())["registers"])
-        home = self.policy.dump_dir
-        if home is not None:
-            home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        path = home / f"{incident.id}.core" if home else self.store.path(incident.id) / "memory.core"
         facts = {
             "incident": incident.id,
             "vm": vm.name,
@@ -397,13 +411,30 @@ class Steps:
             vm.progress = done, total
             fault_point("inside-keep")
 
+        def write() -> Dumped:
+            path, cpus = self._before_core(incident)
+            if stop.is_set():
+                raise Fault("it came too late")
+            return write_core(
+                path, vm.process.pid, vm.machine.ranges, cpus, incident.poison, facts, progress, stop
+            )
+
         try:
             async with asyncio.timeout(self.policy.limits["keep"]):
-                return await asyncio.to_thread(
-                    write_core, path, vm.process.pid, vm.machine.ranges, list(cpus), incident.poison, facts,
-                    progress, stop,
-                )  # fmt: skip
+                return await asyncio.to_thread(write)
         except TimeoutError:
             raise Fault(f"not done within {self.policy.limits['keep']:g} s") from None
         finally:
             stop.set()
+
+    def _before_core(self, incident: Incident) -> tuple[Path, list[layout.Registers]]:
+        """Where the core goes, and the registers that were recorded. Its disk may block."""
+        home, own = self.policy.dump_dir, self.store.path(incident.id)
+        try:
+            cpus = list(layout.parse_registers(json.loads((own / "record.json").read_bytes())["registers"]))
+        except FileNotFoundError:
+            cpus = []
+        if home is None:
+            return own / "memory.core", cpus
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return home / f"{incident.id}.core", cpus

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -116,8 +116,11 @@ def create(path: Path) -> int:
     return os.open(path, flags, 0o600)
 
 
-def write_durably(path: Path, data: bytes) -> None:
-    """Replaces the file; what is there after a crash is the old one or the new one. OSError."""
+def write_durably(path: Path, data: bytes, written: Callable[[], None] = lambda: None) -> None:
+    """Replaces the file; what is there after a crash is the old one or the new one. OSError.
+
+    `written` is called when the new one is on disk, and not yet in its place.
+    """
     part = path.with_name(f".{path.name}.part")
     try:
         fd = create(part)
@@ -128,6 +131,7 @@ def write_durably(path: Path, data: bytes) -> None:
             os.fsync(fd)
         finally:
             os.close(fd)
+        written()
         part.replace(path)
     except BaseException:
         with suppress(OSError):

@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: MIT
+"""What the daemon makes of records, of monitors, and of what an earlier run has left."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hwerr_notify import Event, Flags, GuestFlags, Memory, Severity, Source, build
+from hwerr_notify import Guest as Hit
+from hwerr_notify.device import Guard as Armed
+from hwerr_notify.event import Stop
+from hwerr_notify.guard.control import Control
+from hwerr_notify.guard.daemon import Guard
+from hwerr_notify.guard.policy import Policy, VmPolicy
+from hwerr_notify.guard.process import Process
+from hwerr_notify.guard.steps import in_event_path
+from hwerr_notify.guard.store import Incident
+from hwerr_notify.guard.vm import Machine, Vm
+
+LIMIT = 60.0
+S = Severity
+ME = Process.open(os.getpid())
+PAGE = 0x5000
+
+
+class Kernel:
+    """The guard in the kernel, and what it was told."""
+
+    def __init__(self, *armed: Armed) -> None:
+        self.armed = list(armed)
+        self.disarmed: list[int] = []
+        self.stops = 0
+
+    def missing(self) -> str | None:
+        return None
+
+    def arm(self, process: Process, severity: Severity) -> str | None:
+        return None
+
+    def disarm(self, process: Process) -> None:
+        self.disarmed.append(process.pid)
+
+    def kept(self) -> list[Armed]:
+        return self.armed
+
+    def stop(self, process: Process) -> Stop | str:
+        self.stops += 1
+        return Stop(process.pid, 1, process.start_ns, 7)
+
+    def stopped_ns(self, process: Process) -> int | None:
+        return 7 if self.stops else None
+
+
+class Qemu:
+    """A monitor that says what it is told to say, and nothing else makes sense."""
+
+    def __init__(self, **answers: Any) -> None:
+        self.answers = answers
+        self.closed = asyncio.Event()
+        self.pid = os.getpid()
+
+    async def execute(self, command: str, arguments: Any = None, *, limit: float = 5.0) -> Any:
+        return self.answers.get(command.replace("-", "_"), [])
+
+    async def aclose(self) -> None:
+        self.closed.set()
+
+
+def guard_in(home: Path, kernel: Kernel | None = None, **policy: Any) -> Guard:
+    wanted = {"vms": (VmPolicy(qmp="/q"),), "dump": False, **policy}
+    guard = Guard(Policy(Path("/none"), state_dir=home / "s", run_dir=home / "r", **wanted), "/nowhere")
+    guard.kernel = guard.steps.kernel = kernel or Kernel()  # type: ignore[assignment]
+    guard.store.prepare()
+    guard.policy.run_dir.mkdir()
+    return guard
+
+
+def vm_of(guard: Guard, **policy: Any) -> Vm:
+    vm = Vm("web1", None, Process.open(os.getpid()), VmPolicy(qmp="/q", **policy), "/q", Qemu())
+    guard.vms[vm.key] = vm
+    return vm
+
+
+def record(
+    severity: Severity = S.RECOVERABLE, seq: int = 1, gpa: int = PAGE, *, stopped: bool = False,
+    flags: int = 0, hit: bool = True, **more: Any,
+) -> Event:  # fmt: skip
+    marks = GuestFlags.KVM | (GuestFlags.STOPPED if stopped else GuestFlags(0))
+    guest = Hit(ME.pid, marks, start_ns=ME.start_ns, gpa=gpa, hva=0x7F0000000000 + gpa, len=4096)
+    infos: list[Any] = [Memory(0x1000, 4096)]
+    infos += [guest] if hit else []
+    infos += [Stop(ME.pid, 1, ME.start_ns, 99)] if stopped else []
+    return build(
+        *infos, severity=severity, source=Source.MCE, seq=seq, time_mono_ns=50, flags=Flags(flags), **more
+    )
+
+
+def no_work(guard: Guard) -> list[Incident]:
+    """Incidents begin, and their steps are left alone."""
+    begun: list[Incident] = []
+    guard._work = lambda vm, incident: begun.append(incident)  # type: ignore[method-assign]
+    return begun
+
+
+def held(guard: Guard, *events: Event) -> None:
+    """What the kernel holds of it."""
+    guard._records = lambda vm: list(events)  # type: ignore[method-assign]
+
+
+async def settled(guard: Guard) -> None:
+    while guard._tasks:
+        await asyncio.wait(set(guard._tasks), timeout=LIMIT)
+
+
+# -- monitors ----------------------------------------------------------------
+
+
+# -- records -----------------------------------------------------------------
+
+
+class Storm:
+    """A device that always has records."""
+
+    closed = False
+
+    def __init__(self, fault: bool = False) -> None:
+        self.seq = 0
+        self.fault = fault
+
+    def read_nonblocking(self) -> list[Event]:
+        if self.fault:
+            raise OSError(5, "Input/output error")
+        self.seq += 1
+        return [record(S.DEFERRED, self.seq)]
+
+    def drain(self) -> list[Event]:
+        return []
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@contextmanager
+def unprepared(guard: Guard, events: Any) -> Iterator[None]:
+    def prepare() -> None:
+        guard._events = events
+
+    guard._prepare = prepare  # type: ignore[method-assign]
+    yield
+
+
+# -- what stopped it ---------------------------------------------------------
+
+
+def test_who_stopped_it_is_said_by_the_record() -> None:
+    assert in_event_path(record(stopped=True).to_json(), ME) == 99
+    assert in_event_path(record().to_json(), ME) is None
+    assert in_event_path({"layer": "command", "stopped": True}, ME) is None
+
+
+@pytest.mark.parametrize("what", ["record", "command", "not armed", "not stopped"])
+def test_when_a_stop_needs_no_save_first(tmp_path: Path, what: str) -> None:
+    async def main() -> None:
+        guard = guard_in(tmp_path)
+        vm = vm_of(guard)
+        vm.armed = "no" if what == "not armed" else None
+        cause = {"layer": "command", "message": "m", "stopped": True}
+        if what != "command":
+            cause = {**record(stopped=what != "not stopped").to_json(), "layer": "hardware", "stopped": True}
+        saved: list[bool] = []
+        save = guard.steps.save
+
+        async def noted(incident: Incident) -> Incident:
+            saved.append("stop" in incident.steps)
+            return await save(incident)
+
+        guard.steps.save = noted  # type: ignore[method-assign]
+        vm.process.threads = lambda tids=None: []  # type: ignore[method-assign]
+        incident = Incident(
+            "20260102T030405.006-web1", "b", "web1", None, ME.pid, ME.start_ticks, "/q", cause, 1, 2
+        )
+        guard.policy.limits.update(stop=0.1, record=5.0, release=0.1, seal=0.1)
+        done = await guard.steps.freeze(vm, incident)
+        assert saved[0] is (what == "record")
+        assert done.steps["stop"].detail == (
+            "by the kernel, on command" if what in ("command", "not stopped") else
+            "by the kernel, in the event path"
+        )  # fmt: skip
+
+    asyncio.run(main())
+
+
+# -- a restart ---------------------------------------------------------------
+
+
+class Numbers:
+    """A device whose next record has a number."""
+
+    def __init__(self, following: int) -> None:
+        self.next_seq = following
+
+    def info(self) -> Any:
+        return self
+
+
+# -- what blocks -------------------------------------------------------------
+
+
+async def _status(path: Path) -> Any:
+    reader, writer = await asyncio.open_unix_connection(path)
+    writer.write(b'{"verb": "status"}\n')
+    line = await asyncio.wait_for(reader.readline(), 10)
+    writer.close()
+    return json.loads(line)["line"]
+
+
+@pytest.mark.parametrize("where", ["cmdline", "core"])
+def test_what_blocks_holds_up_nobody(tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of QEMU's, or the disk of dumps, does not answer."""
+    inside, go = threading.Event(), threading.Event()
+
+    def block(*_: Any, **__: Any) -> Any:
+        inside.set()
+        # The loop is held up no longer than this if it is the loop's own thread.
+        go.wait(20)
+        raise OSError(5, "Input/output error")
+
+    async def main() -> None:
+        guard = guard_in(tmp_path, dump_dir=tmp_path / "cores")
+        vm = vm_of(guard)
+        begun = no_work(guard)
+        incident = guard.begin(vm, {"layer": "command", "message": "m"})
+        assert begun
+        control = Control(guard, tmp_path / "control")
+        await control.start()
+        job: Callable[[], Any]
+        if where == "cmdline":
+            vm.process.cmdline = block  # type: ignore[method-assign]
+
+            async def look(*_: Any) -> Machine:
+                return Machine()
+
+            async def describe(*_: Any) -> dict[str, str]:
+                return {}
+
+            monkeypatch.setattr("hwerr_notify.guard.steps.look", look)
+            monkeypatch.setattr("hwerr_notify.guard.steps.describe", describe)
+            vm.monitor = Qemu(query_status={"status": "paused"}, query_version={})
+            job = lambda: guard.steps._record(vm, incident, 1)  # noqa: E731
+        else:
+            from hwerr_notify.guard.layout import Range
+
+            vm.machine = Machine(ranges=(Range(0, 0x1000, 4096),))
+            monkeypatch.setattr(Path, "read_bytes", block)
+            monkeypatch.setattr(Path, "exists", block)
+            job = lambda: guard.steps._dump(vm, incident)  # noqa: E731
+        task = asyncio.create_task(job())
+        await asyncio.to_thread(inside.wait, LIMIT)
+        assert not go.is_set()
+        assert (await _status(control.path))["daemon"] == os.getpid()
+        assert not task.done()
+        go.set()
+        with pytest.raises(OSError, match="Input/output"):
+            await task
+        await control.close()
+
+    asyncio.run(main())
