@@ -183,9 +183,6 @@ class Guard:
 
     async def _first_look(self, watch: DirectoryWatch) -> None:
         """What there is, then what an earlier run of the daemon left to do."""
-        for policy in self.policy.vms:
-            if policy.qmp is not None:
-                watch.add(_fixed_part(policy.qmp))
         self._watch = watch
         self._load_incidents()
         self._scan()
@@ -213,7 +210,8 @@ class Guard:
         for policy in self.policy.vms:
             if policy.qmp is None:
                 continue
-            self._watch.add(_fixed_part(policy.qmp))
+            for directory in _directories(policy.qmp):
+                self._watch.add(directory)
             for path in glob.glob(policy.qmp):
                 if path not in self._sockets:
                     self._tried[path] = asyncio.Event()
@@ -859,12 +857,13 @@ def summary(incident: Incident) -> dict[str, Any]:
     }
 
 
-def _fixed_part(pattern: str) -> Path:
-    """The directory of a glob pattern, as far as it is fixed."""
-    path = Path(pattern)
-    fixed = Path("/")
-    for part in path.parts[1:-1]:
+def _directories(pattern: str) -> list[Path]:
+    """Those in which something may appear because of which more matches a glob pattern."""
+    found, level = [], [Path("/")]
+    for part in Path(pattern).parts[1:-1]:
         if glob.has_magic(part):
-            break
-        fixed /= part
-    return fixed
+            found += level
+            level = [Path(p) for d in level for p in glob.glob(f"{glob.escape(str(d))}/{part}/")]
+        else:
+            level = [d / part for d in level]
+    return found + level

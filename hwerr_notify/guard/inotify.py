@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -34,12 +35,16 @@ class DirectoryWatch:
 
     def add(self, path: Path) -> None:
         """Watches it, or while it is not there, the nearest that is above it. Again does nothing."""
-        while not path.is_dir() and path != path.parent:
-            path = path.parent
         flags = _IN_CREATE | _IN_MOVED_TO | _IN_ONLYDIR
-        if self._libc.inotify_add_watch(self._fd, os.fsencode(path), flags) < 0:
+        while True:
+            while not path.is_dir() and path != path.parent:
+                path = path.parent
+            if self._libc.inotify_add_watch(self._fd, os.fsencode(path), flags) >= 0:
+                return
             code = ctypes.get_errno()
-            raise GuardError(f"inotify on {path}: {os.strerror(code)}: raise fs.inotify.max_user_watches")
+            # Gone since it was looked at.
+            if code not in (errno.ENOENT, errno.ENOTDIR) or path == path.parent:
+                raise GuardError(f"inotify on {path}: {os.strerror(code)}: raise fs.inotify.max_user_watches")
 
     def _read(self) -> None:
         try:

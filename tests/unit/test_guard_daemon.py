@@ -19,7 +19,8 @@ from hwerr_notify import Guest as Hit
 from hwerr_notify.device import Guard as Armed
 from hwerr_notify.event import Stop
 from hwerr_notify.guard.control import Control
-from hwerr_notify.guard.daemon import Guard
+from hwerr_notify.guard.daemon import Guard, _directories
+from hwerr_notify.guard.inotify import DirectoryWatch
 from hwerr_notify.guard.policy import Policy, VmPolicy
 from hwerr_notify.guard.process import Process
 from hwerr_notify.guard.steps import in_event_path
@@ -122,6 +123,45 @@ async def settled(guard: Guard) -> None:
 
 
 # -- monitors ----------------------------------------------------------------
+
+
+def test_every_directory_of_a_pattern_is_watched(tmp_path: Path) -> None:
+    async def main() -> None:
+        guard = guard_in(tmp_path, vms=(VmPolicy(qmp=f"{tmp_path}/vm/*/run[0-9]/qmp"),))
+        served: asyncio.Queue[str] = asyncio.Queue()
+
+        async def serve(path: str) -> None:
+            served.put_nowait(path)
+            await asyncio.Event().wait()
+
+        guard._serve_socket = serve  # type: ignore[method-assign]
+        scanned = asyncio.Event()
+
+        def scan() -> None:
+            guard._scan()
+            scanned.set()
+
+        guard._watch = watch = DirectoryWatch(scan)
+        (tmp_path / "vm/one").mkdir(parents=True)
+        guard._scan()
+        for part in ("one/run1", "two", "two/run7"):
+            (tmp_path / "vm" / part).mkdir()
+            await asyncio.wait_for(scanned.wait(), LIMIT)
+            scanned.clear()
+        for part in ("two/run7", "one/run1"):
+            path = tmp_path / "vm" / part / "qmp"
+            path.touch()
+            assert await asyncio.wait_for(served.get(), LIMIT) == str(path)
+        watch.close()
+        await guard._end()
+
+    asyncio.run(main())
+
+
+def test_directories_of_a_pattern(tmp_path: Path) -> None:
+    assert _directories("/run/vm/*.qmp") == [Path("/run/vm")]
+    (tmp_path / "[x").mkdir()
+    assert _directories(f"{tmp_path}/*/y/qmp") == [tmp_path, tmp_path / "[x/y"]
 
 
 # -- records -----------------------------------------------------------------
