@@ -34,7 +34,7 @@ from .front import Front
 from .inotify import DirectoryWatch
 from .kernel import KernelGuard
 from .metrics import Metrics
-from .monitor import Monitor, QmpMonitor
+from .monitor import Monitor, QmpMonitor, answer
 from .notify import notify, watchdog_interval
 from .policy import Policy, VmPolicy
 from .process import Process
@@ -316,6 +316,9 @@ class Guard:
         log.info("VM %s (process %d): guarded", vm.name, vm.process.pid)
         # What happened before anybody listened.
         status = await vm.status()
+        if status == "io-error" and not await _io_failed(monitor):
+            # Out of space, say: QEMU goes on when it is told to, as nothing is broken.
+            return vm
         if vm.incident is None and status in ("internal-error", "guest-panicked", "io-error"):
             self._found_stopped(vm, status)
         return vm
@@ -867,3 +870,9 @@ def _directories(pattern: str) -> list[Path]:
         else:
             level = [d / part for d in level]
     return found + level
+
+
+async def _io_failed(monitor: Monitor) -> bool:
+    """Whether a disk has failed, and not only run out of space. MonitorError."""
+    devices = answer(await monitor.execute("query-block"), list, "query-block")
+    return any(isinstance(d, dict) and d.get("io-status") == "failed" for d in devices)

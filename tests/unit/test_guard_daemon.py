@@ -18,6 +18,7 @@ from hwerr_notify import Event, Flags, GuestFlags, Memory, Severity, Source, bui
 from hwerr_notify import Guest as Hit
 from hwerr_notify.device import Guard as Armed
 from hwerr_notify.event import Stop
+from hwerr_notify.guard import daemon as daemons
 from hwerr_notify.guard.control import Control
 from hwerr_notify.guard.daemon import Guard, _directories
 from hwerr_notify.guard.inotify import DirectoryWatch
@@ -123,6 +124,30 @@ async def settled(guard: Guard) -> None:
 
 
 # -- monitors ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("states", "begins"),
+    [(["ok", "nospace"], False), (["failed", "nospace"], True), ([None], False), ([3, {}], False)],
+)
+def test_out_of_space_is_no_fault_of_hardware(tmp_path: Path, states: list[Any], begins: bool) -> None:
+    async def main() -> None:
+        guard = guard_in(tmp_path)
+        begun = no_work(guard)
+        devices = [s if isinstance(s, int) else {"device": "d", "io-status": s} for s in states]
+        qemu = Qemu(query_status={"status": "io-error"}, query_block=devices)
+        vm = vm_of(guard)
+        vm.monitor = None
+
+        async def look(*_: Any) -> Machine:
+            return Machine()
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(daemons, "look", look)
+            await guard.add("web1", None, os.getpid(), vm.policy, "/q", qemu)
+        assert [i.cause["layer"] for i in begun] == ["block"] * begins
+
+    asyncio.run(main())
 
 
 def test_every_directory_of_a_pattern_is_watched(tmp_path: Path) -> None:
