@@ -396,7 +396,9 @@ class Guard:
                 process = Process.open(found.pid, found.start_ticks)
                 policy = self.policy.vm(found.vm) or VmPolicy(qmp=found.monitor)
                 vm = Vm(found.vm, found.uuid, process, policy, found.monitor, incident=found.id)
-                vm.machine = Machine.from_json(found.machine)
+                # As it was when it was hit, which is later than when its monitor was connected.
+                recorded = found.steps["record"].facts.get("machine") if "record" in found.steps else None
+                vm.machine = Machine.from_json(recorded or found.machine)
                 self._adopt(vm)
 
     def _take_up(self, incident: Incident) -> None:

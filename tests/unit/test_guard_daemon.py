@@ -25,8 +25,9 @@ from hwerr_notify.guard.inotify import DirectoryWatch
 from hwerr_notify.guard.policy import Policy, VmPolicy
 from hwerr_notify.guard.process import Process
 from hwerr_notify.guard.steps import in_event_path
-from hwerr_notify.guard.store import Incident
+from hwerr_notify.guard.store import Incident, Step
 from hwerr_notify.guard.vm import Machine, Vm
+from hwerr_notify.jsonform import boot_id
 
 LIMIT = 60.0
 S = Severity
@@ -275,6 +276,29 @@ class Numbers:
 
     def info(self) -> Any:
         return self
+
+
+def test_the_machine_is_that_of_the_record(tmp_path: Path) -> None:
+    async def main() -> None:
+        guard = guard_in(tmp_path)
+        at_connect, at_record = Machine(images=("/a",)), Machine(images=("/a", "/b"), taps=("t0",))
+        incident = Incident(
+            guard.store.new_id("web1"), boot_id() or "", "web1", None, ME.pid, ME.start_ticks, "/q",
+            {"message": "m"}, 1, 2, machine=at_connect.to_json(),
+        ).with_step("stop", Step("done", 1, 2))  # fmt: skip
+        for step, expected in (
+            (None, at_connect),
+            (Step("failed", 1, 2), at_connect),
+            (Step("done", 1, 2, "record.json", {"machine": at_record.to_json()}), at_record),
+        ):
+            guard.store.save(incident.with_step("record", step) if step else incident)
+            guard.vms.clear()
+            guard._load_incidents()
+            (vm,) = guard.vms.values()
+            assert vm.machine == expected
+            asyncio.get_running_loop().remove_reader(vm.process.pidfd)
+
+    asyncio.run(main())
 
 
 # -- what blocks -------------------------------------------------------------
