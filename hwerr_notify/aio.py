@@ -43,6 +43,9 @@ class Watch:
             self._events.extend(self.device.read_nonblocking())
             if not self._events:
                 await self._readable()
+            else:
+                # Others have their turn, however fast records come.
+                await _turn()
         return self._events.popleft()
 
     async def _readable(self) -> None:
@@ -78,6 +81,12 @@ class Watch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
+
+
+async def _turn() -> None:
+    import asyncio
+
+    await asyncio.sleep(0)
 
 
 def _settle(future: asyncio.Future[None]) -> None:

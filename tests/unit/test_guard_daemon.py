@@ -16,6 +16,7 @@ import pytest
 
 from hwerr_notify import Event, Flags, GuestFlags, Memory, Severity, Source, build
 from hwerr_notify import Guest as Hit
+from hwerr_notify.aio import Watch
 from hwerr_notify.device import Guard as Armed
 from hwerr_notify.event import Stop
 from hwerr_notify.guard import daemon as daemons
@@ -213,6 +214,23 @@ class Storm:
 
     def close(self) -> None:
         self.closed = True
+
+
+def test_a_storm_leaves_others_their_turn(tmp_path: Path) -> None:
+    async def watch() -> None:
+        storm = Storm()
+
+        async def read() -> None:
+            async for _ in Watch(storm):  # type: ignore[arg-type]
+                assert storm.seq < 100_000
+
+        task = asyncio.create_task(read())
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert not task.done()
+        task.cancel()
+
+    asyncio.run(watch())
 
 
 @contextmanager
