@@ -23,7 +23,7 @@ from typing import Any
 from .. import device as hwerr
 from .. import message as message  # what an event needs is loaded before one comes
 from ..aio import Watch
-from ..enums import Severity
+from ..enums import Flags, Severity
 from ..event import Event
 from ..jsonform import boot_id
 from . import decide, net
@@ -84,6 +84,7 @@ class Guard:
         self._events: hwerr.Device | None = None
         self.kernel = KernelGuard(None)
         self.steps = Steps(policy, self.store, self.kernel, self.sealer, self._release_hooks)
+        self._errors: dict[tuple[int, int] | None, _Errors] = {}
         self.vms: dict[tuple[int, int], Vm] = {}
         self.incidents: dict[str, Incident] = {}
         self.damaged: list[str] = []
@@ -111,12 +112,16 @@ class Guard:
             loop.add_signal_handler(number, stop.set)
         try:
             await self._first_look(watch)
-            self.spawn(self._read_events())
+            reading = self.spawn(self._read_events())
             self.spawn(self._watchdog())
             await self.metrics.start()
             notify("READY=1")
             log.info("guarding %d VMs", len(self.vms))
+            reading.add_done_callback(lambda task: stop.set() if _failed(task) else None)
             await stop.wait()
+            if _failed(reading):
+                # Whoever started it starts it again; it would be deaf.
+                raise GuardError(f"{self.device_path}: no more errors can be read: {reading.exception()!r}")
         finally:
             notify("STOPPING=1")
             watch.close()
@@ -475,6 +480,8 @@ class Guard:
                 self._event(event)
             except Exception:
                 log.exception("record %d", event.seq)
+            # A storm of records leaves everything else its turn.
+            await asyncio.sleep(0)
 
     def _event(self, event: Event) -> None:
         seen: set[tuple[int, int]] = set()
@@ -500,7 +507,35 @@ class Guard:
                 cause = {**form, "layer": decide.layer_of(event), "stopped": guest.stopped}
                 self.begin(vm, cause, tuple(self._poison(vm, event)))
             else:
-                self.spawn(self._tell("error", vm, None, error=form))
+                self._tell_error(vm, event, form)
+        if event.flags & (Flags.OWNERS_UNKNOWN | Flags.OWNERS_TRUNCATED) and (
+            event.severity >= Severity.RECOVERABLE
+        ):
+            form = event.to_json()
+            self.publish({"event": "HARDWARE_ERROR", "vm": None, "error": form})
+            self._tell_error(None, event, form)
+
+    def _tell_error(self, vm: Vm | None, event: Event, form: dict[str, Any]) -> None:
+        """One telling of a VM's errors at a time, of `None` those whose VM is not known; what comes meanwhile
+        is told after it together, the worst of it in full."""
+        key = vm.key if vm else None
+        if (waiting := self._errors.get(key)) is not None:
+            waiting.add(event.severity, form)
+            return
+        waiting = self._errors[key] = _Errors()
+        waiting.add(event.severity, form)
+
+        async def tell() -> None:
+            try:
+                while waiting.count:
+                    worst, others = waiting.take()
+                    if vm is None:
+                        log.warning("an error of which not all owners are known: %s", worst["message"])
+                    await self._tell("error", vm, None, error=worst, others=others)
+            finally:
+                del self._errors[key]
+
+        self.spawn(tell())
 
     def _degraded(self, vm: Vm, full: decide.Exceeded) -> None:
         text = f"{full.errors} corrected errors of {full.unit} within {full.threshold.within:g} s"
@@ -758,11 +793,13 @@ class Guard:
         """packaging/ocf/guest reads it line by line with sed: keep it flat."""
         return {"pid": vm.process.pid, "start_ticks": vm.process.start_ticks, "incident": vm.incident}
 
-    async def _tell(self, occasion: str, vm: Vm, incident: Incident | None, **more: Any) -> None:
-        facts = self._facts(vm, incident) if incident else {"vm": vm.name, "uuid": vm.uuid}
+    async def _tell(self, occasion: str, vm: Vm | None, incident: Incident | None, **more: Any) -> None:
+        facts: dict[str, Any] = {"vm": vm.name if vm else None, "uuid": vm.uuid if vm else None}
+        if vm and incident:
+            facts = self._facts(vm, incident)
         if occasion not in ("error", "degraded"):
             self.publish({"event": f"INCIDENT_{occasion.upper()}", **facts, **more})
-        _not_told(vm.name, await self.teller.hooks(occasion, {**facts, **more}))
+        _not_told(vm.name if vm else "?", await self.teller.hooks(occasion, {**facts, **more}))
 
     async def _release_hooks(self, vm: Vm, incident: Incident) -> None:
         if failed := await self.teller.hooks("release", self._facts(vm, incident)):
@@ -878,3 +915,27 @@ async def _io_failed(monitor: Monitor) -> bool:
     """Whether a disk has failed, and not only run out of space. MonitorError."""
     devices = answer(await monitor.execute("query-block"), list, "query-block")
     return any(isinstance(d, dict) and d.get("io-status") == "failed" for d in devices)
+
+
+def _failed(task: asyncio.Task[Any]) -> bool:
+    return task.done() and not task.cancelled() and task.exception() is not None
+
+
+class _Errors:
+    """Errors of one VM that wait to be told: the worst, and how many."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._worst: tuple[Severity, dict[str, Any]] | None = None
+
+    def add(self, severity: Severity, form: dict[str, Any]) -> None:
+        self.count += 1
+        if self._worst is None or severity >= self._worst[0]:
+            self._worst = severity, form
+
+    def take(self) -> tuple[dict[str, Any], int]:
+        """The worst, the last of several, and how many others there were."""
+        assert self._worst is not None
+        found = self._worst[1], self.count - 1
+        self.count, self._worst = 0, None
+        return found

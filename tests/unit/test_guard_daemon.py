@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from hwerr_notify import Event, Flags, GuestFlags, Memory, Severity, Source, build
+from hwerr_notify import Event, Flags, GuestFlags, Kind, Memory, Severity, Source, build
 from hwerr_notify import Guest as Hit
 from hwerr_notify.aio import Watch
 from hwerr_notify.device import Guard as Armed
@@ -22,8 +22,9 @@ from hwerr_notify.event import Stop
 from hwerr_notify.guard import daemon as daemons
 from hwerr_notify.guard.control import Control
 from hwerr_notify.guard.daemon import Guard, _directories
+from hwerr_notify.guard.errors import GuardError
 from hwerr_notify.guard.inotify import DirectoryWatch
-from hwerr_notify.guard.policy import Policy, VmPolicy
+from hwerr_notify.guard.policy import Hook, Policy, VmPolicy
 from hwerr_notify.guard.process import Process
 from hwerr_notify.guard.steps import in_event_path
 from hwerr_notify.guard.store import Incident, Step
@@ -233,6 +234,57 @@ def test_a_storm_leaves_others_their_turn(tmp_path: Path) -> None:
     asyncio.run(watch())
 
 
+def test_errors_are_told_one_at_a_time(tmp_path: Path) -> None:
+    """Those that come while a hook runs are told together."""
+    said = tmp_path / "said"
+    hook = tmp_path / "hook"
+    hook.write_text(f"#!/bin/sh\ncat >>{said}\necho >>{said}\n", "utf-8")
+    hook.chmod(0o755)
+
+    async def main() -> None:
+        guard = guard_in(tmp_path, hooks=(Hook((str(hook),), frozenset({"error"}), LIMIT),))
+        vm_of(guard)
+        for seq in range(1, 101):
+            guard._event(record(S.RECOVERABLE if seq == 50 else S.DEFERRED, seq, kind=Kind.NONE))
+            if seq == 1:
+                guard.vms[next(iter(guard.vms))].policy = VmPolicy(qmp="/q", freeze_severity=None)
+                await asyncio.sleep(0)
+        await settled(guard)
+
+    asyncio.run(main())
+    told = [json.loads(line) for line in said.read_text("utf-8").splitlines()]
+    assert [(t["vm"], t["error"]["seq"], t["others"]) for t in told] == [("web1", 1, 0), ("web1", 50, 98)]
+
+
+def test_whose_error_it_is_may_be_unknown(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    said = tmp_path / "said"
+    hook = tmp_path / "hook"
+    hook.write_text(f"#!/bin/sh\ncat >>{said}\necho >>{said}\n", "utf-8")
+    hook.chmod(0o755)
+
+    async def main() -> None:
+        guard = guard_in(tmp_path, hooks=(Hook((str(hook),), frozenset({"error"}), LIMIT),))
+        events = guard.subscribe()
+        guard._event(record(S.DEFERRED, 1, hit=False, flags=Flags.OWNERS_UNKNOWN))
+        guard._event(record(S.RECOVERABLE, 2, hit=False))
+        guard._event(record(S.RECOVERABLE, 3, hit=False, flags=Flags.OWNERS_UNKNOWN))
+        await settled(guard)
+        guard._event(record(S.FATAL, 4, hit=False, flags=Flags.OWNERS_TRUNCATED))
+        await settled(guard)
+        found = [events.get_nowait() for _ in range(events.qsize())]
+        assert [(e["event"], e["vm"], e["error"]["seq"]) for e in found if e] == [
+            ("HARDWARE_ERROR", None, 3), ("HARDWARE_ERROR", None, 4),
+        ]  # fmt: skip
+
+    asyncio.run(main())
+    told = [json.loads(line) for line in said.read_text("utf-8").splitlines()]
+    assert [(t["occasion"], t["vm"], t["error"]["seq"]) for t in told] == [
+        ("error", None, 3),
+        ("error", None, 4),
+    ]
+    assert sum("owners are known" in r.getMessage() for r in caplog.records) == 2
+
+
 @contextmanager
 def unprepared(guard: Guard, events: Any) -> Iterator[None]:
     def prepare() -> None:
@@ -240,6 +292,16 @@ def unprepared(guard: Guard, events: Any) -> Iterator[None]:
 
     guard._prepare = prepare  # type: ignore[method-assign]
     yield
+
+
+def test_a_daemon_that_is_deaf_ends(tmp_path: Path) -> None:
+    async def main() -> None:
+        guard = guard_in(tmp_path)
+        with unprepared(guard, Storm(fault=True)):
+            await asyncio.wait_for(guard.run(), LIMIT)
+
+    with pytest.raises(GuardError, match="no more errors can be read"):
+        asyncio.run(main())
 
 
 # -- what stopped it ---------------------------------------------------------
