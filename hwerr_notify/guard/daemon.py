@@ -84,6 +84,8 @@ class Guard:
         self._events: hwerr.Device | None = None
         self.kernel = KernelGuard(None)
         self.steps = Steps(policy, self.store, self.kernel, self.sealer, self._release_hooks)
+        self.steps.latest = self._merged
+        self._learning: dict[str, asyncio.Task[Any]] = {}
         self._errors: dict[tuple[int, int] | None, _Errors] = {}
         self.vms: dict[tuple[int, int], Vm] = {}
         self.incidents: dict[str, Incident] = {}
@@ -413,8 +415,11 @@ class Guard:
         vm = next((v for v in self.vms.values() if v.incident == incident.id), None)
         if vm is None:
             self.spawn(self._gone_while_away(incident))
-        elif incident.state != "failed":
-            self._work(vm, incident)
+            return
+        if self._learn_poison(incident.id, self._poison_of(vm)):
+            self._save_learnt(vm, incident.id)
+        if incident.state != "failed":
+            self._work(vm, self.incidents[incident.id])
 
     async def _gone_while_away(self, incident: Incident) -> None:
         note = "when hwerr-guard started, its process was gone"
@@ -444,11 +449,12 @@ class Guard:
             self.begin(vm, {**cause, "layer": "hardware", "stopped": True, "stopped_mono_ns": at}, pages)
 
     def _records(self, vm: Vm) -> list[Event]:
-        """What the kernel still holds of errors that hit the VM, oldest first."""
+        """What the kernel still holds of uncorrected errors that hit the VM, oldest first."""
         try:
             with hwerr.open(
-                self.device_path, pid=vm.process.pid, since="boot", module=True, names=False
-            ) as device:
+                self.device_path, severity=Severity.DEFERRED, pid=vm.process.pid, since="boot", module=True,
+                names=False,
+            ) as device:  # fmt: skip
                 return [
                     e for e in device.drain() if any(vm.process.is_of(g.pid, g.start_ns) for g in e.guests)
                 ]
@@ -459,6 +465,35 @@ class Guard:
     def _poison(vm: Vm, event: Event) -> list[tuple[int, int, int]]:
         found = [decide.poisoned(event, g) for g in event.guests if vm.process.is_of(g.pid, g.start_ns)]
         return [page for page in found if page is not None]
+
+    def _poison_of(self, vm: Vm) -> list[tuple[int, int, int]]:
+        """All that the kernel's records know, of whatever the policy did not freeze for, too."""
+        return [page for event in self._records(vm) for page in self._poison(vm, event)]
+
+    def _learn_poison(self, incident_id: str, pages: Iterable[tuple[int, int, int]]) -> bool:
+        """Whether any of them is new."""
+        known = self.incidents[incident_id]
+        poison = tuple(dict.fromkeys((*known.poison, *pages)))
+        if poison == known.poison:
+            return False
+        self.incidents[incident_id] = replace(known, poison=poison)
+        return True
+
+    def _save_learnt(self, vm: Vm, incident_id: str) -> None:
+        """After the work that is under way, which takes it up."""
+        if incident_id in self._learning:
+            return
+
+        async def save() -> None:
+            saved = None
+            while (now := self.incidents[incident_id]).poison != saved:
+                if vm.work is not None and not vm.work.done():
+                    await asyncio.wait([vm.work])
+                else:
+                    saved = (await self._put(now)).poison
+
+        self._learning[incident_id] = task = self.spawn(save())
+        task.add_done_callback(lambda _: self._learning.pop(incident_id, None))
 
     # -- events ----------------------------------------------------------------------
 
@@ -489,8 +524,9 @@ class Guard:
             vm = next((v for v in self.vms.values() if v.process.is_of(guest.pid, guest.start_ns)), None)
             if vm is None:
                 continue
-            if (page := decide.poisoned(event, guest)) and (known := self.incidents.get(vm.incident or "")):
-                self.incidents[known.id] = replace(known, poison=(*known.poison, page))
+            known = self.incidents.get(vm.incident or "")
+            if known and (page := decide.poisoned(event, guest)) and self._learn_poison(known.id, [page]):
+                self._save_learnt(vm, known.id)
             if vm.key in seen:
                 continue
             seen.add(vm.key)
@@ -601,9 +637,10 @@ class Guard:
         )
         vm.incident = incident.id
         self.incidents[incident.id] = incident
+        self._learn_poison(incident.id, self._poison_of(vm))
         log.warning("VM %s: incident %s: %s", vm.name, incident.id, cause.get("message"))
-        self._work(vm, incident)
-        return incident
+        self._work(vm, self.incidents[incident.id])
+        return self.incidents[incident.id]
 
     def retry(self, vm: Vm, incident: Incident) -> None:
         """A failed freeze once more; what was recorded first stays."""
@@ -638,7 +675,10 @@ class Guard:
             incident = await self.steps.freeze(vm, replace(incident, state="freezing"))
         elif incident.state == "frozen":
             incident = await self.steps.confirm(vm, incident)
-        self.incidents[incident.id] = incident = self._merged(incident)
+        was, incident = incident, self._merged(incident)
+        self.incidents[incident.id] = incident
+        if incident != was:
+            incident = await self._put(incident)
         if incident.state == "gone":
             await self._tell("gone", vm, incident)
             return

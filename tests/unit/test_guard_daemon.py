@@ -358,6 +358,27 @@ class Numbers:
         return self
 
 
+def test_poison_of_before_and_after(tmp_path: Path) -> None:
+    async def main() -> None:
+        guard = guard_in(tmp_path)
+        begun = no_work(guard)
+        vm = vm_of(guard)
+        held(guard, record(S.DEFERRED, 1, 0x9000))
+        incident = guard.begin(vm, {"layer": "command", "message": "m"})
+        assert [p[0] for p in begun[0].poison] == [0x9000]
+        guard._event(record(S.DEFERRED, 2, 0x8000))
+        await settled(guard)
+        assert [p[0] for p in guard.store.load(incident.id).poison] == [0x9000, 0x8000]
+        # What came while nobody was there.
+        held(guard, record(S.DEFERRED, 3, 0x7000))
+        guard._take_up(guard.incidents[incident.id])
+        await settled(guard)
+        assert [p[0] for p in guard.store.load(incident.id).poison] == [0x9000, 0x8000, 0x7000]
+        assert len(begun[-1].poison) == 3
+
+    asyncio.run(main())
+
+
 def test_the_machine_is_that_of_the_record(tmp_path: Path) -> None:
     async def main() -> None:
         guard = guard_in(tmp_path)
