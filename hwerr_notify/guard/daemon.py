@@ -14,7 +14,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -26,8 +26,10 @@ from ..aio import Watch
 from ..enums import Flags, Severity
 from ..event import Event
 from ..jsonform import boot_id
+from ..names import qemu_identity
 from . import decide, net
 from .control import Control
+from .cursor import Cursor
 from .errors import Fault, GuardError, MonitorError, NobodyListensError
 from .fault import fault_point
 from .front import Front
@@ -37,13 +39,13 @@ from .metrics import Metrics
 from .monitor import Monitor, QmpMonitor, answer
 from .notify import notify, watchdog_interval
 from .policy import Policy, VmPolicy
-from .process import Process
+from .process import TICK_NS, Process
 from .seal import Sealer
-from .steps import Steps
+from .steps import Steps, in_event_path
 from .store import Incident, Step, Store
 from .tell import Teller
 from .threads import Threads
-from .vm import Machine, Vm, identity, look
+from .vm import Machine, Vm, identity, look, safe_name
 
 __all__ = ["Guard"]
 
@@ -85,6 +87,10 @@ class Guard:
         self.kernel = KernelGuard(None)
         self.steps = Steps(policy, self.store, self.kernel, self.sealer, self._release_hooks)
         self.steps.latest = self._merged
+        self.cursor = Cursor(policy.run_dir / "cursor", device)
+        self._handled = 0  # seq of the last record
+        self._begun: dict[str, int] = {}  # incidents that may not be on disk yet, and the record of each
+        self._looked = False  # whether what was there at the start is dealt with
         self._learning: dict[str, asyncio.Task[Any]] = {}
         self._errors: dict[tuple[int, int] | None, _Errors] = {}
         self.vms: dict[tuple[int, int], Vm] = {}
@@ -115,6 +121,7 @@ class Guard:
         try:
             await self._first_look(watch)
             reading = self.spawn(self._read_events())
+            self.spawn(self.cursor.keep(self._done))
             self.spawn(self._watchdog())
             await self.metrics.start()
             notify("READY=1")
@@ -142,7 +149,7 @@ class Guard:
             if self.device.info().scope != "all":
                 raise GuardError(f"{self.device_path}: not permitted: run as root (CAP_SYS_ADMIN)")
             # From before any VM is looked at: what comes in between is not missed.
-            self._events = hwerr.open(self.device_path, severity=self._least(), module=True, names=False)
+            self._events = self._open_events(self.cursor.since(self.device))
         except OSError as error:
             log.warning("%s: %s: no hardware errors will be seen", self.device_path, error.strerror)
             self.device = None
@@ -153,6 +160,14 @@ class Guard:
         if self.sealer.why_weaker:
             log.warning("weaker seal, the cgroup freezer: %s", self.sealer.why_weaker)
 
+    def _open_events(self, since: hwerr.Since) -> hwerr.Device:
+        more: dict[str, Any] = {"severity": self._least(), "module": True, "names": False}
+        try:
+            return hwerr.open(self.device_path, since=since, **more)
+        except ValueError:
+            # The numbers are others than those that were noted.
+            return hwerr.open(self.device_path, since="boot", **more)
+
     async def _end(self) -> None:
         for task in [*self._tasks, *self._sockets.values()]:
             task.cancel()
@@ -162,6 +177,8 @@ class Guard:
         for vm in self.vms.values():
             if vm.monitor is not None:
                 await vm.monitor.aclose()
+        if self._handled:
+            self.cursor.write(self._done())
         self.sealer.close()
         self.store.close()
         for device in (self.device, self._events):
@@ -207,10 +224,51 @@ class Guard:
             await asyncio.wait(first, timeout=_FIRST_TRY)
         for waiting in first:
             waiting.cancel()
+        await self._adopt_guarded()
         for incident in list(self.incidents.values()):
             self._take_up(incident)
+        # The records say why; what was stopped and has none comes last.
+        for event in self._events.drain() if self._events else ():
+            self._handle(event)
+            await asyncio.sleep(0)
+        self._looked = True
         for vm in list(self.vms.values()):
             self._stopped_while_away(vm)
+
+    async def _adopt_guarded(self) -> None:
+        """VMs that an earlier run has armed and whose monitor cannot be had: the kernel stops them all the
+        same, and that must not happen in silence. Those of which the policy wants nothing are let go."""
+
+        def is_known(guard: hwerr.Guard) -> bool:
+            return any(vm.process.is_of(guard.pid, guard.start_ns) for vm in self.vms.values())
+
+        for guard in self.kernel.kept():
+            if is_known(guard):
+                continue
+            try:
+                process = Process.open(guard.pid, guard.start_ns // TICK_NS)
+            except ProcessLookupError:
+                continue
+            argv: list[str] = []
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_FIRST_TRY):
+                    argv = await asyncio.to_thread(process.cmdline)
+            said, uuid = qemu_identity(argv)
+            name = safe_name(said) or f"pid-{process.pid}"
+            policy = self.policy.vm(name) or (VmPolicy(qmp="/none") if guard.stops else None)
+            if policy is None:
+                log.info("process %d (%s): not of this policy any more: disarmed", process.pid, name)
+                self.kernel.disarm(process)
+            if policy is None or is_known(guard):
+                process.close()
+                continue
+            vm = Vm(name, str(uuid) if uuid else None, process, policy, policy.qmp or policy.libvirt or "")
+            self._adopt(vm)
+            self._arm(vm)
+            log.warning(
+                "VM %s (process %d): an earlier run has armed it; its monitor is not reached",
+                name, process.pid,
+            )  # fmt: skip
 
     def _scan(self) -> None:
         """A task for each socket that matches and has none."""
@@ -438,15 +496,19 @@ class Guard:
     def _stopped_while_away(self, vm: Vm) -> None:
         """The kernel's guard may have stopped it while nobody read the file."""
         if vm.incident is None and (at := self.kernel.stopped_ns(vm.process)) is not None:
-            hits = self._records(vm)
-            stopped = [e for e in hits if any(g.stopped for g in e.guests)] or hits
-            cause = (
-                stopped[-1].to_json()
-                if stopped
-                else {"message": "the kernel's guard stopped it; the record is not held"}
-            )
-            pages = tuple(page for e in hits for page in self._poison(vm, e))
-            self.begin(vm, {**cause, "layer": "hardware", "stopped": True, "stopped_mono_ns": at}, pages)
+            stopped = [e for e in self._records(vm) if any(self._stopped(vm, e))]
+            if stopped:
+                form = stopped[-1].to_json()
+                cause = {**form, "layer": "hardware"}
+                at = in_event_path(form, vm.process) or at
+            else:
+                # Also by an earlier run, for what QEMU had said, that ended before it could save that.
+                cause = {"layer": "unknown", "message": "the kernel's guard stopped it; no record says why"}
+            self.begin(vm, {**cause, "stopped": True, "stopped_mono_ns": at})
+
+    @staticmethod
+    def _stopped(vm: Vm, event: Event) -> Iterator[bool]:
+        return (g.stopped and vm.process.is_of(g.pid, g.start_ns) for g in event.guests)
 
     def _records(self, vm: Vm) -> list[Event]:
         """What the kernel still holds of uncorrected errors that hit the VM, oldest first."""
@@ -509,14 +571,26 @@ class Guard:
         if self._events is None:
             return
         async for event in Watch(self._events):
-            self.lost += event.lost
-            self.metrics.count(event)
-            try:
-                self._event(event)
-            except Exception:
-                log.exception("record %d", event.seq)
+            self._handle(event)
             # A storm of records leaves everything else its turn.
             await asyncio.sleep(0)
+
+    def _handle(self, event: Event) -> None:
+        self.lost += event.lost
+        self.metrics.count(event)
+        try:
+            self._event(event)
+        except Exception:
+            log.exception("record %d", event.seq)
+        self._handled = event.seq
+        self.cursor.moved()
+
+    def _done(self) -> int:
+        """Up to which record nothing is left to do: not beyond one whose incident is not on disk."""
+        self._begun = {i: seq for i, seq in self._begun.items() if i not in self.steps.saved}
+        if self._begun:
+            self.cursor.moved()
+        return min((seq - 1 for seq in self._begun.values()), default=self._handled)
 
     def _event(self, event: Event) -> None:
         seen: set[tuple[int, int]] = set()
@@ -604,7 +678,9 @@ class Guard:
     def _found_stopped(self, vm: Vm, status: str) -> None:
         layer = {"internal-error": "kvm", "guest-panicked": "panic", "io-error": "block"}[status]
         if status == "internal-error" and self.kernel.stopped_ns(vm.process) is not None:
-            self._stopped_while_away(vm)
+            # At the start the records that nobody has read yet come first.
+            if self._looked:
+                self._stopped_while_away(vm)
         elif layer in vm.policy.freeze_on:
             self.begin(vm, {"layer": layer, "message": f"QEMU stopped the guest: {status}"})
 
@@ -614,10 +690,12 @@ class Guard:
         """A new incident of the VM, or its open one with another event; its work goes on by itself."""
         known = self.incidents.get(vm.incident or "")
         if known is not None and known.open:
-            known = replace(known, events=(*known.events, cause)[-64:])
-            self.incidents[known.id] = known
+            if "seq" not in cause or all(e.get("seq") != cause["seq"] for e in (known.cause, *known.events)):
+                known = replace(known, events=(*known.events, cause)[-64:])
+                self.incidents[known.id] = known
             return known
-        if not cause.get("stopped"):
+        # A command first goes to disk: nobody else would know of it.
+        if not cause.get("stopped") and cause.get("layer") != "command":
             done = self.kernel.stop(vm.process)
             if not isinstance(done, str):
                 cause = {**cause, "stopped": True, "stopped_mono_ns": done.mono_ns}
@@ -638,6 +716,8 @@ class Guard:
         vm.incident = incident.id
         self.incidents[incident.id] = incident
         self._learn_poison(incident.id, self._poison_of(vm))
+        if "seq" in cause:
+            self._begun[incident.id] = cause["seq"]
         log.warning("VM %s: incident %s: %s", vm.name, incident.id, cause.get("message"))
         self._work(vm, self.incidents[incident.id])
         return self.incidents[incident.id]
@@ -671,6 +751,8 @@ class Guard:
     async def _through(self, vm: Vm, incident: Incident) -> None:
         """All that is left to do for an incident."""
         if incident.state in ("freezing", "failed"):
+            if incident.cause.get("layer") == "command" and not incident.steps:
+                incident = await self._put(incident)
             fault_point("begin")
             incident = await self.steps.freeze(vm, replace(incident, state="freezing"))
         elif incident.state == "frozen":

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 from contextlib import suppress
 
-from ..device import Device
+from ..device import Device, Guard
 from ..enums import Severity
 from ..event import Stop
 from .process import Process
@@ -62,6 +62,15 @@ class KernelGuard:
             return self._device.stop(process.pidfd)
         except OSError as error:
             return error.strerror or str(error)
+
+    def kept(self) -> list[Guard]:
+        """The guards that outlive who armed them."""
+        if self._device is None:
+            return []
+        try:
+            return [g for g in self._device.guards() if g.keep]
+        except OSError:
+            return []
 
     def stopped_ns(self, process: Process) -> int | None:
         """When (CLOCK_MONOTONIC) a guard last stopped it, None if none has or none can tell."""

@@ -9,6 +9,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from hwerr_notify.device import Guard as Armed
 from hwerr_notify.event import Stop
 from hwerr_notify.guard import daemon as daemons
 from hwerr_notify.guard.control import Control
+from hwerr_notify.guard.cursor import Cursor
 from hwerr_notify.guard.daemon import Guard, _directories
 from hwerr_notify.guard.errors import GuardError
 from hwerr_notify.guard.inotify import DirectoryWatch
@@ -245,7 +247,7 @@ def test_errors_are_told_one_at_a_time(tmp_path: Path) -> None:
         guard = guard_in(tmp_path, hooks=(Hook((str(hook),), frozenset({"error"}), LIMIT),))
         vm_of(guard)
         for seq in range(1, 101):
-            guard._event(record(S.RECOVERABLE if seq == 50 else S.DEFERRED, seq, kind=Kind.NONE))
+            guard._handle(record(S.RECOVERABLE if seq == 50 else S.DEFERRED, seq, kind=Kind.NONE))
             if seq == 1:
                 guard.vms[next(iter(guard.vms))].policy = VmPolicy(qmp="/q", freeze_severity=None)
                 await asyncio.sleep(0)
@@ -265,11 +267,11 @@ def test_whose_error_it_is_may_be_unknown(tmp_path: Path, caplog: pytest.LogCapt
     async def main() -> None:
         guard = guard_in(tmp_path, hooks=(Hook((str(hook),), frozenset({"error"}), LIMIT),))
         events = guard.subscribe()
-        guard._event(record(S.DEFERRED, 1, hit=False, flags=Flags.OWNERS_UNKNOWN))
-        guard._event(record(S.RECOVERABLE, 2, hit=False))
-        guard._event(record(S.RECOVERABLE, 3, hit=False, flags=Flags.OWNERS_UNKNOWN))
+        guard._handle(record(S.DEFERRED, 1, hit=False, flags=Flags.OWNERS_UNKNOWN))
+        guard._handle(record(S.RECOVERABLE, 2, hit=False))
+        guard._handle(record(S.RECOVERABLE, 3, hit=False, flags=Flags.OWNERS_UNKNOWN))
         await settled(guard)
-        guard._event(record(S.FATAL, 4, hit=False, flags=Flags.OWNERS_TRUNCATED))
+        guard._handle(record(S.FATAL, 4, hit=False, flags=Flags.OWNERS_TRUNCATED))
         await settled(guard)
         found = [events.get_nowait() for _ in range(events.qsize())]
         assert [(e["event"], e["vm"], e["error"]["seq"]) for e in found if e] == [
@@ -313,6 +315,27 @@ def test_who_stopped_it_is_said_by_the_record() -> None:
     assert in_event_path({"layer": "command", "stopped": True}, ME) is None
 
 
+@pytest.mark.parametrize("stopped", [True, False])
+def test_what_was_stopped_while_away(tmp_path: Path, stopped: bool) -> None:
+    """An old record of the VM is not the cause of what a command has stopped."""
+
+    async def main() -> None:
+        guard = guard_in(tmp_path)
+        begun = no_work(guard)
+        vm = vm_of(guard)
+        held(guard, record(S.DEFERRED, 3, 0x9000), record(seq=4, stopped=stopped))
+        guard.kernel.stop(vm.process)
+        guard._stopped_while_away(vm)
+        (incident,) = begun
+        assert (incident.cause.get("seq"), incident.cause["layer"]) == (
+            (4, "hardware") if stopped else (None, "unknown")
+        )
+        # Poison of all of them.
+        assert sorted(p[0] for p in incident.poison) == [PAGE, 0x9000]
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("what", ["record", "command", "not armed", "not stopped"])
 def test_when_a_stop_needs_no_save_first(tmp_path: Path, what: str) -> None:
     async def main() -> None:
@@ -345,6 +368,25 @@ def test_when_a_stop_needs_no_save_first(tmp_path: Path, what: str) -> None:
     asyncio.run(main())
 
 
+def test_a_command_is_on_disk_before_anything_is_done(tmp_path: Path) -> None:
+    async def main() -> None:
+        kernel = Kernel()
+        guard = guard_in(tmp_path, kernel)
+        vm = vm_of(guard)
+
+        async def freeze(vm: Vm, incident: Incident) -> Incident:
+            assert not kernel.stops
+            assert guard.store.load(incident.id).cause["layer"] == "command"
+            return replace(incident, state="failed", notes=("seen",))
+
+        guard.steps.freeze = freeze  # type: ignore[method-assign]
+        incident = guard.begin(vm, {"layer": "command", "message": "m", "stopped": False})
+        await settled(guard)
+        assert guard.incidents[incident.id].notes == ("seen",)
+
+    asyncio.run(main())
+
+
 # -- a restart ---------------------------------------------------------------
 
 
@@ -358,6 +400,60 @@ class Numbers:
         return self
 
 
+def test_a_cursor(tmp_path: Path) -> None:
+    device = tmp_path / "hwerr"
+    device.touch()
+    path = tmp_path / "cursor"
+
+    def since(following: int) -> Any:
+        return Cursor(path, str(device)).since(Numbers(following))  # type: ignore[arg-type]
+
+    assert since(5) == 5
+    assert since(9) == 5, "nothing was handled meanwhile"
+    Cursor(path, str(device)).write(7)
+    assert since(20) == 8
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+    form = json.loads(path.read_text("ascii"))
+    path.write_text(json.dumps(form | {"device": 1}), "ascii")
+    assert since(20) == "boot", "another module, whose numbers begin anew"
+    path.write_text(json.dumps(form | {"boot_id": "other"}), "ascii")
+    assert since(20) == 20
+    for nonsense in ("", "[]", "{}", "7", '{"seq": null}'):
+        path.write_text(nonsense, "ascii")
+        assert since(30) == 30
+
+
+def test_a_cursor_waits_for_the_incident(tmp_path: Path) -> None:
+    """A record is done when its incident is on disk; then the next run does not look at it again."""
+
+    async def main() -> None:
+        guard = guard_in(tmp_path)
+        begun = no_work(guard)
+        vm_of(guard)
+        guard._handle(record(S.DEFERRED, 3))
+        assert guard._done() == 3
+        guard._handle(record(seq=4))
+        guard._handle(record(S.DEFERRED, 5))
+        assert guard._done() == 3
+        await guard.steps.save(begun[0])
+        assert guard._done() == 5
+
+    asyncio.run(main())
+
+
+def test_a_record_that_is_read_again_adds_nothing(tmp_path: Path) -> None:
+    async def main() -> None:
+        guard = guard_in(tmp_path)
+        (begun, _) = no_work(guard), vm_of(guard)
+        for seq in (4, 4, 5, 5):
+            guard._handle(record(seq=seq))
+        incident = guard.incidents[begun[0].id]
+        assert (incident.cause["seq"], [e["seq"] for e in incident.events]) == (4, [5])
+        assert len(incident.poison) == 1
+
+    asyncio.run(main())
+
+
 def test_poison_of_before_and_after(tmp_path: Path) -> None:
     async def main() -> None:
         guard = guard_in(tmp_path)
@@ -366,7 +462,7 @@ def test_poison_of_before_and_after(tmp_path: Path) -> None:
         held(guard, record(S.DEFERRED, 1, 0x9000))
         incident = guard.begin(vm, {"layer": "command", "message": "m"})
         assert [p[0] for p in begun[0].poison] == [0x9000]
-        guard._event(record(S.DEFERRED, 2, 0x8000))
+        guard._handle(record(S.DEFERRED, 2, 0x8000))
         await settled(guard)
         assert [p[0] for p in guard.store.load(incident.id).poison] == [0x9000, 0x8000]
         # What came while nobody was there.
@@ -398,6 +494,35 @@ def test_the_machine_is_that_of_the_record(tmp_path: Path) -> None:
             (vm,) = guard.vms.values()
             assert vm.machine == expected
             asyncio.get_running_loop().remove_reader(vm.process.pidfd)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("name", "stops", "adopted"), [("*", 0, True), ("other", 0, False), ("other", 1, True)]
+)
+def test_what_an_earlier_run_has_armed(tmp_path: Path, name: str, stops: int, adopted: bool) -> None:
+    """Its monitor cannot be had: adopted, so that a stop is told; or let go."""
+
+    async def main() -> None:
+        kernel = Kernel(Armed(ME.pid, ME.start_ns, S.RECOVERABLE, True, stops, 7 * stops))
+        guard = guard_in(tmp_path, kernel, vms=(VmPolicy(name=name, qmp="/q"),))
+        events = guard.subscribe()
+        await guard._adopt_guarded()
+        assert [v.process.pid for v in guard.vms.values()] == [ME.pid] * adopted
+        assert kernel.disarmed == [ME.pid] * (not adopted)
+        if not adopted:
+            return
+        (vm,) = guard.vms.values()
+        vm.process.threads = lambda tids=None: []  # type: ignore[method-assign]
+        guard.policy.limits.update(stop=0.1, seal=0.1)
+        guard._handle(record(stopped=True))
+        told = await asyncio.wait_for(events.get(), LIMIT)
+        while told and told["event"] != "INCIDENT_FAILED":
+            told = await asyncio.wait_for(events.get(), LIMIT)
+        assert told
+        assert (told["step"], told["vm"]) == ("record", vm.name)
+        await settled(guard)
 
     asyncio.run(main())
 

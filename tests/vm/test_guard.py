@@ -22,7 +22,7 @@ from probed import Service, bad_disk
 from testbed import inject, pagemap, vfio
 from testbed.guest import COUNTER_GPA, Guest, GuestConfig
 from testbed.qmp import Qmp, QmpError
-from testbed.records import MCI_ADDRV, MCI_EN, MCI_UC, MCI_VAL, AerRecord, MceRecord
+from testbed.records import MCI_ADDRV, MCI_EN, MCI_MISCV, MCI_S, MCI_UC, MCI_VAL, AerRecord, MceRecord
 from testbed.victim import Victim
 from testbed.wait import until
 
@@ -226,6 +226,61 @@ def test_an_error_while_the_daemon_is_away(home: Path) -> None:
         assert incident["cause"]["source"] == "memory_failure"
 
 
+@pytest.mark.parametrize("who", few(["kinds", "tcg"], "tcg"))
+def test_an_error_of_a_guest_that_only_the_daemon_stops_while_it_is_away(home: Path, who: str) -> None:
+    """The kernel does not stop it, so the record is all that is left of the error."""
+    vm = 'freeze_kinds = ["srao", "srar"]' if who == "kinds" else ""
+    accel = "kvm" if who == "kinds" else "tcg"
+    with Guest.start(guest_config("web1", home, accel=accel)) as guest, Daemon(home, vm=vm) as daemon:
+        assert daemon.vm("web1")["stopped_by"] == "qemu"
+        daemon.kill()
+        with hwerr_notify.open(pid=guest.pid) as device:
+            if who == "kinds":
+                status = MCI_VAL | MCI_UC | MCI_EN | MCI_MISCV | MCI_ADDRV | MCI_S | 8 << 16 | 0xC0
+                # Of Intel's kinds, where the kernel of an AMD machine believes an address.
+                inject.mce_sim(
+                    MceRecord(
+                        status=status, mcgstatus=1, mcgcap=1 << 24, bank=4, vendor=0, misc=0x8C,
+                        addr=guest.gpa2hpa(HIT_GPA),
+                    )
+                )  # fmt: skip
+            else:
+                hit(guest)
+            (event, *_) = device.read(30)
+        assert not event.guests[0].stopped
+        daemon.start()
+        incident = daemon.await_state(("frozen", "failed"), "web1")
+        assert incident["state"] == "frozen", daemon.said()
+        assert incident["cause"]["layer"] == "hardware"
+        assert incident["cause"]["seq"] == event.seq
+        assert incident["poison"]
+        # Once more: what was done is not done again.
+        daemon.kill()
+        daemon.start()
+        assert len(daemon.incidents()) == 1
+
+
+@pytest.mark.long
+def test_an_armed_guest_whose_monitor_is_out_of_reach(home: Path) -> None:
+    """An earlier run has armed it, so the kernel stops it: that is told, and it is sealed."""
+    with Guest.start(guest_config("web1", home)) as guest, Daemon(home) as daemon:
+        assert daemon.vm("web1")["stopped_by"] == "kernel"
+        hva = guest.gpa2hva(COUNTER_GPA)
+        daemon.kill()
+        (home / "qmp/web1.qmp").unlink()
+        daemon.start()
+        assert daemon.vm("web1")["monitor"] is None
+        with daemon.follow() as events:
+            hit(guest)
+            told = events.next("GUEST_FROZEN", "INCIDENT_FAILED")
+        assert (told["event"], told["step"]) == ("INCIDENT_FAILED", "record"), daemon.said()
+        before = counter(guest, hva)
+        assert guest.qmp is not None
+        tries_to_run(guest.qmp, "system_reset", "cont")
+        assert counter(guest, hva) == before
+        assert daemon.vm("web1")["refused_runs"] > 0
+
+
 # -- other layers -------------------------------------------------------------------
 
 
@@ -384,13 +439,23 @@ POINTS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("point", few(POINTS, "before-record", "amid-release"))
-def test_killed_and_started_again(home: Path, point: str) -> None:
+# Where a command that was not saved would be forgotten, and its guest thought to be hit.
+COMMANDED = [f"freeze: {point}" for point in ("begin", "before-stop", "inside-stop")]
+
+
+@pytest.mark.parametrize(
+    "case", few([*POINTS, *COMMANDED], "before-record", "amid-release", "freeze: inside-stop")
+)
+def test_killed_and_started_again(home: Path, case: str) -> None:
+    why, point = "freeze" if case in COMMANDED else "hit", case.removeprefix("freeze: ")
     disk = image(home)
     with Guest.start(guest_config("web1", home, *disk_options(disk))) as guest:
         hva = guest.gpa2hva(COUNTER_GPA)
         with Daemon(home).start(fault=point) as daemon:
-            hit(guest)
+            if why == "hit":
+                hit(guest)
+            else:
+                assert daemon.run("freeze", "web1").returncode == 1
             daemon.wait_killed()
             # Never a FROZEN that is not.
             if any(i["state"] == "frozen" for i in daemon.incidents()):
@@ -402,6 +467,10 @@ def test_killed_and_started_again(home: Path, point: str) -> None:
                     events.next()
             (incident,) = daemon.incidents()
             assert (incident["state"], guest.alive()) == ("frozen", True)
+            assert incident["cause"]["layer"] == ("hardware" if why == "hit" else "command")
+            if why == "freeze" and point != "inside-stop":
+                # Nothing had been done: it ran until the daemon came back.
+                before = counter(guest, hva)
             assert locked_by_nobody(disk)
             lines, status, error = daemon.ask("dump", name="web1")
             assert (status, error) == (0, None)
