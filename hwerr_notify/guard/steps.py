@@ -77,17 +77,13 @@ class Steps:
         self.latest: Callable[[Incident], Incident] = lambda incident: incident
         # Incidents that are on disk, of those that this run has begun or gone on with.
         self.saved: set[str] = set()
-        self._saving: dict[str, asyncio.Lock] = {}
 
     async def save(self, incident: Incident) -> Incident:
         """Durable when it returns. Fault if the disk would not take it."""
+        turn = self.store.turn(incident.id)
         try:
-            # One at a time: they write the same file.
-            async with (
-                asyncio.timeout(self.policy.limits["record"]),
-                self._saving.setdefault(incident.id, asyncio.Lock()),
-            ):
-                await asyncio.to_thread(self.store.save, incident)
+            async with asyncio.timeout(self.policy.limits["record"]):
+                await asyncio.to_thread(self.store.save, incident, turn)
         except OSError as error:
             if isinstance(error, TimeoutError):
                 raise Fault(f"{self.store.root} did not take the record in time") from None

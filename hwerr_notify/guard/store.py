@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -149,6 +150,15 @@ def fsync_directory(path: Path) -> None:
         os.close(fd)
 
 
+@dataclass(slots=True)
+class _Turns:
+    """Saves of one incident, in their order. `lock` is held while one is made, and guards `written`."""
+
+    given: int = 0
+    written: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
 class Store:
     """The state directory. One daemon at a time has it: `lock()`."""
 
@@ -156,6 +166,7 @@ class Store:
         self.root = root
         self.incidents = root / "incidents"
         self._lock_fd = -1
+        self._turns: dict[str, _Turns] = {}
 
     def prepare(self) -> None:
         """Makes the directories and takes the lock. GuardError says what to do."""
@@ -191,14 +202,30 @@ class Store:
         safe = _UNSAFE.sub("_", vm)[:64]
         return f"{stamp}.{now // 1_000_000 % 1000:03d}-{safe}"
 
-    def save(self, incident: Incident) -> None:
-        """Durable when it returns. OSError."""
+    def turn(self, incident_id: str) -> int:
+        """The next in the order of its saves. From the event loop's thread."""
+        turns = self._turns.setdefault(incident_id, _Turns())
+        turns.given += 1
+        return turns.given
+
+    def save(self, incident: Incident, turn: int | None = None) -> None:
+        """Durable when it returns, or a newer one is. OSError.
+
+        A disk may hold up a save for longer than it was waited for: its thread comes back some time, when
+        newer ones were made. So each takes a turn before its thread begins; without, this is the newest.
+        """
+        turn = turn or self.turn(incident.id)
+        turns = self._turns[incident.id]
         home = self.path(incident.id)
-        if not home.is_dir():
-            home.mkdir(mode=0o700)
-            fsync_directory(self.incidents)
-        # On one line: json indents in Python, and the guest waits.
-        write_durably(home / "incident.json", json.dumps(incident.to_json()).encode() + b"\n")
+        with turns.lock:
+            if turn < turns.written:
+                return
+            if not home.is_dir():
+                home.mkdir(mode=0o700)
+                fsync_directory(self.incidents)
+            # On one line: json indents in Python, and the guest waits.
+            write_durably(home / "incident.json", json.dumps(incident.to_json()).encode() + b"\n")
+            turns.written = turn
 
     def load(self, incident_id: str) -> Incident:
         """GuardError if there is none, or it cannot be read."""
