@@ -16,9 +16,9 @@ from typing import Any
 
 from .errors import Fault, Refused
 from .monitor import Monitor, hmp, together
-from .process import Process
+from .process import SYSFS, Process
 
-__all__ = ["backends", "get_ready", "release_backends", "release_taps", "stop_dma"]
+__all__ = ["backends", "dma_is_stopped", "get_ready", "release_backends", "release_taps", "stop_dma"]
 
 # PCI Local Bus 3.0, 6.2.2: Command register, Bus Master bit.
 _PCI_COMMAND, _PCI_MASTER = 4, 1 << 2
@@ -89,20 +89,36 @@ def tap_state(name: str) -> dict[str, Any] | None:
     return {"up": bool(flags & 1), "bridged": (link / "brport").exists() or (link / "master").exists()}
 
 
-def stop_dma(process: Process) -> list[str]:
+def stop_dma(process: Process, sysfs: Path = SYSFS) -> list[str]:
     """Bus mastering off in every passed-through device; their addresses. Fault."""
-    devices = process.vfio_devices()
+    devices = process.vfio_devices(sysfs)
     for address in devices:
-        path = Path("/sys/bus/pci/devices") / address / "config"
+        if _masters(address, sysfs, stop=True):
+            raise Fault(f"device {address} keeps bus mastering on")
+    return devices
+
+
+def dma_is_stopped(process: Process, sysfs: Path = SYSFS) -> None:
+    """Fault if a passed-through device has bus mastering, whoever gave it back."""
+    for address in process.vfio_devices(sysfs):
+        if _masters(address, sysfs):
+            raise Fault(f"device {address} has bus mastering on again")
+
+
+def _masters(address: str, sysfs: Path, *, stop: bool = False) -> bool:
+    """Whether the device may begin transfers, after it was told not to if `stop`. Fault."""
+    path = sysfs / "bus/pci/devices" / address / "config"
+    try:
+        fd = os.open(path, (os.O_RDWR if stop else os.O_RDONLY) | os.O_CLOEXEC)
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-            try:
+            if stop:
                 command = int.from_bytes(os.pread(fd, 2, _PCI_COMMAND), "little")
                 os.pwrite(fd, (command & ~_PCI_MASTER).to_bytes(2, "little"), _PCI_COMMAND)
-                if int.from_bytes(os.pread(fd, 2, _PCI_COMMAND), "little") & _PCI_MASTER:
-                    raise Fault(f"device {address} keeps bus mastering on")
-            finally:
-                os.close(fd)
-        except OSError as error:
-            raise Fault(f"{path}: {error.strerror}") from None
-    return devices
+            now = os.pread(fd, 2, _PCI_COMMAND)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise Fault(f"{path}: {error.strerror}") from None
+    if len(now) < 2:
+        raise Fault(f"{path} does not show the Command register")
+    return bool(int.from_bytes(now, "little") & _PCI_MASTER)

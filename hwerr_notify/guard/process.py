@@ -21,9 +21,10 @@ from typing import Self
 
 from .errors import GuardError
 
-__all__ = ["Held", "Process", "Thread"]
+__all__ = ["SYSFS", "Held", "Process", "Thread", "passed_through"]
 
 _PROC = Path("/proc")
+SYSFS = Path("/sys")
 TICK_NS: int = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
 # linux/kvm.h: _IO(KVMIO, 0x80); x86-64's number of ioctl(2).
@@ -45,6 +46,10 @@ _LOCK = re.compile(
 )
 _FLAGS = re.compile(r"^flags:\s*([0-7]+)", re.M)
 _TAP = re.compile(r"^iff:[ \t]*(\S+)", re.M)
+
+# drivers/vfio: a file a group, or (iommufd, since 6.6, 8b6f173a4ce4) a file a device.
+_VFIO_GROUP = re.compile(r"/dev/vfio/(?:noiommu-)?(\d+)")
+_VFIO_DEVICE = re.compile(r"/dev/vfio/devices/(vfio\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,17 +224,9 @@ class Process:
                 names.add(match[1])
         return sorted(names)
 
-    def vfio_devices(self) -> list[str]:
+    def vfio_devices(self, sysfs: Path = SYSFS) -> list[str]:
         """PCI addresses of passed-through devices, as the kernel names their files."""
-        found = set()
-        for _, target in self._open_files():
-            if match := re.fullmatch(r"/dev/vfio/(\d+)", target):
-                group = Path(f"/sys/kernel/iommu_groups/{match[1]}/devices")
-                for device in group.iterdir() if group.is_dir() else ():
-                    driver = device / "driver"
-                    if driver.exists() and driver.resolve().name == "vfio-pci":
-                        found.add(device.name)
-        return sorted(found)
+        return passed_through((target for _, target in self._open_files()), sysfs)
 
     def listens_on(self, path: str | os.PathLike[str]) -> bool:
         """Whether it has a socket of that name on which it listens.
@@ -265,6 +262,34 @@ class Process:
             )
         except FileNotFoundError:
             return False
+
+
+def passed_through(files: Iterable[str], sysfs: Path = SYSFS) -> list[str]:
+    """PCI addresses of the devices behind those of the open files that are VFIO's.
+
+    A group is one process's, but has bridges in it as well. A part of a device (mdev) is not
+    among them, nor a device that is given away in parts: its DMA is that of other guests, too.
+    """
+    found: set[str] = set()
+    for path in files:
+        if match := _VFIO_GROUP.fullmatch(path):
+            group = sysfs / "kernel/iommu_groups" / match[1] / "devices"
+            devices = list(group.iterdir()) if group.is_dir() else []
+            found.update(d.name for d in devices if "vfio" in _link(d / "driver") and _is_whole(d))
+        elif match := _VFIO_DEVICE.fullmatch(path):
+            device = (sysfs / "class/vfio-dev" / match[1] / "device").resolve()
+            if _is_whole(device):
+                found.add(device.name)
+    return sorted(found)
+
+
+def _is_whole(device: Path) -> bool:
+    return _link(device / "subsystem") == "pci" and not (device / "mdev_supported_types").exists()
+
+
+def _link(path: Path) -> str:
+    """The last part of what a link in sysfs names, "" if there is none."""
+    return path.resolve().name if path.exists() else ""
 
 
 def read_start(pid: int) -> int | None:

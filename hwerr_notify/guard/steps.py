@@ -371,6 +371,7 @@ class Steps:
         if any(h.locked or detached for h in held):
             raise Fault(f"QEMU has taken back {', '.join(h.path for h in held)}")
         self._network_is_gone(vm)
+        net.dma_is_stopped(vm.process)
 
     # -- keep ----------------------------------------------------------------
 
