@@ -209,6 +209,8 @@ class Guard:
         """What there is, then what an earlier run of the daemon left to do."""
         self._watch = watch
         self._load_incidents()
+        for vm in [v for v in self.vms.values() if v.policy.front]:
+            await self._start_front(vm)
         self._scan()
         if any(policy.libvirt for policy in self.policy.vms):
             from .libvirt import Libvirt

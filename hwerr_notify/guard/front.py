@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from ..event import Event
-from .errors import MonitorError, Refused
+from .errors import GuardError, MonitorError, Refused
 from .monitor import QmpMonitor
 from .store import Incident
 from .vm import Vm
@@ -34,6 +34,8 @@ __all__ = ["Front", "harmless"]
 
 # A command of a client may take as long as QEMU likes, but not for ever.
 _LIMIT = 3600.0
+# Of a guest that is held QEMU may say nothing any more: frozen as a process, or hung.
+_HELD_LIMIT = 5.0
 _MAX_LINE = 16 << 20
 
 _LOOKS = frozenset(
@@ -60,6 +62,14 @@ def harmless(command: str, arguments: Any, poisoned: bool) -> bool:
     return command.startswith(("query-", "x-query-")) or command in _LOOKS
 
 
+def _takes_long(command: str, arguments: Any) -> bool:
+    """Whether QEMU reads the guest's memory for it, which takes as long as that is large."""
+    if command == "human-monitor-command":
+        line = arguments.get("command-line") if isinstance(arguments, dict) else None
+        return isinstance(line, str) and bool(_HMP_READS.match(line))
+    return command in _READS
+
+
 class _Client:
     """One client of the front."""
 
@@ -84,6 +94,8 @@ class Front:
         self.guard = guard
         self._clients: dict[_Client, asyncio.Task[Any]] = {}
         self._server: asyncio.Server | None = None
+        # What is waited for of QEMU.
+        self._waits: set[asyncio.Timeout] = set()
 
     async def start(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -139,6 +151,10 @@ class Front:
         )
 
     def frozen(self, incident: Incident) -> None:
+        """Tells it; who has asked QEMU something before does not wait for long any more."""
+        until = asyncio.get_running_loop().time() + _HELD_LIMIT
+        for wait in self._waits:
+            wait.reschedule(until)
         self._event("GUEST_FROZEN", {"incident": incident.id, "message": incident.cause.get("message")})
 
     # -- clients -------------------------------------------------------------------
@@ -150,9 +166,7 @@ class Front:
         self._clients[client] = task
         jobs: set[asyncio.Task[None]] = set()
         try:
-            monitor = self.vm.monitor
-            greeting = monitor.greeting if isinstance(monitor, QmpMonitor) else {}
-            client.send(greeting)
+            client.send(await self._greeting())
             while line := await reader.readline():
                 if not line.strip():
                     continue
@@ -166,6 +180,18 @@ class Front:
                 job.cancel()
             self._clients.pop(client, None)
             writer.close()
+
+    async def _greeting(self) -> dict[str, Any]:
+        """QEMU's own; of one that says nothing any more, what its incident's record says of it."""
+        monitor = self.vm.monitor
+        if isinstance(monitor, QmpMonitor) and monitor.greeting:
+            return monitor.greeting
+        version: Any = None
+        with suppress(GuardError, OSError, ValueError, KeyError, TypeError):
+            record = self.guard.store.path(self.vm.incident or "") / "record.json"
+            version = json.loads(await asyncio.to_thread(record.read_bytes))["version"]
+        version = version or {"qemu": {"micro": 0, "minor": 0, "major": 0}, "package": ""}
+        return {"QMP": {"version": version, "capabilities": []}}
 
     async def _request(self, client: _Client, line: bytes, jobs: set[asyncio.Task[None]]) -> None:
         try:
@@ -212,22 +238,45 @@ class Front:
             )
             client.send(_error(request, "GenericError", text))
             return
+        if command == "query-status" and incident is not None and incident.state == "frozen":
+            # Known, and asked whether QEMU answers or not.
+            client.send(_reply(request, {"running": False, **_frozen(incident)}))
+            return
+        limit = _HELD_LIMIT if held and not _takes_long(command, arguments) else _LIMIT
         try:
-            result = await self.vm.need_monitor().execute(command, arguments, limit=_LIMIT)
+            result = await self._ask(command, arguments, limit)
         except Refused as error:
             client.send(_error(request, error.kind, str(error)))
             return
         except MonitorError as error:
-            # A process frozen as a whole answers nothing; its state is known all the same.
-            if command != "query-status" or incident is None or not held:
+            # What is held has been stopped, or is being; that it cannot say so changes nothing.
+            if command != "query-status" or not held:
                 client.send(_error(request, "GenericError", str(error)))
                 return
             result = {"running": False}
-        if not isinstance(result, dict) and command == "query-status":
-            result = {}  # QEMU's answer is nonsense; that the guest is frozen is true all the same
-        if command == "query-status" and incident is not None and incident.state == "frozen":
-            result = {**result, "running": False, "status": "frozen", "x-hwerr-incident": incident.id}
+        if command == "query-status":
+            # It may have been frozen meanwhile. And an answer that is nonsense does not matter then.
+            now = self.guard.incidents.get(self.vm.incident or "")
+            if now is not None and now.state == "frozen":
+                known = result if isinstance(result, dict) else {}
+                result = {**known, "running": False, **_frozen(now)}
         client.send(_reply(request, result))
+
+    async def _ask(self, command: str, arguments: Any, limit: float) -> Any:
+        """QEMU, within `limit`, or less if it is frozen meanwhile. MonitorError, Refused."""
+        try:
+            async with asyncio.timeout(limit) as wait:
+                self._waits.add(wait)
+                try:
+                    return await self.vm.need_monitor().execute(command, arguments, limit=limit)
+                finally:
+                    self._waits.discard(wait)
+        except TimeoutError:
+            raise MonitorError(f"QEMU did not answer {command} in time: it is frozen") from None
+
+
+def _frozen(incident: Incident) -> dict[str, Any]:
+    return {"status": "frozen", "x-hwerr-incident": incident.id}
 
 
 def _reply(request: dict[str, Any], result: Any) -> dict[str, Any]:
