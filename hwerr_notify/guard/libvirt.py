@@ -2,8 +2,11 @@
 """VMs that libvirt runs: found, watched and talked to through it.
 
 The monitor stays libvirt's: commands go through virDomainQemuMonitorCommand(), which
-blocks, so each runs in a thread and is waited for only so long. libvirt is told nothing
-that it does not see by itself: QEMU's STOP makes it let go of sanlock and virtlockd leases.
+blocks, so each runs in a thread and is waited for only so long. A QEMU that hangs does not
+let its call come back, and two calls at the same time on one connection can crash the client before
+10.3 (CVE-2024-4418): so each domain has a connection of its own, and that a thread. libvirt is told
+nothing that it does not see by itself: QEMU's STOP makes it give the leases of its lock manager
+(sanlock, virtlockd) back, which are others' and not looked at here.
 """
 
 from __future__ import annotations
@@ -12,8 +15,10 @@ import asyncio
 import json
 import logging
 import os
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from ..names import qemu_identity
 from .errors import GuardError, MonitorError, Refused
@@ -22,6 +27,7 @@ from .threads import Threads
 
 if TYPE_CHECKING:
     from .daemon import Guard
+    from .policy import VmPolicy
 
 __all__ = ["Libvirt", "LibvirtMonitor"]
 
@@ -31,18 +37,63 @@ log = logging.getLogger("hwerr-guard")
 _EVENTS = ("STOP", "RESUME", "GUEST_PANICKED", "BLOCK_IO_ERROR", "RESET", "SHUTDOWN")
 # A connection that is lost, or cannot be had, is tried again after so many seconds, first and at most.
 _RETRY_FIRST, _RETRY_MOST = 0.5, 10.0
+# libvirtd is asked for a sign of life after so many seconds without one, so many times.
+_KEEP_ALIVE = 5, 3
 
+
+def _connect(libvirt: Any, uri: str, on_close: Callable[[], object]) -> Any:
+    """A connection that notices when libvirtd has gone or hangs. Blocks."""
+    connection = libvirt.open(uri)
+    connection.setKeepAlive(*_KEEP_ALIVE)
+    connection.registerCloseCallback(lambda *_: on_close(), None)
+    return connection
 
 
 class LibvirtMonitor:
-    """QEMU's monitor behind a domain."""
+    """QEMU's monitor behind a domain, over a connection of its own."""
 
-    def __init__(self, domain: Any, pid: int, thread: Threads) -> None:
-        """`thread` is the one that may use the domain's connection."""
-        self._domain = domain
-        self._thread = thread
+    def __init__(self, pid: int) -> None:
+        """Use `open()`."""
         self._pid = pid
+        self._thread = Threads(1, "libvirt-call")
+        # Used in that thread only, and let go of there: their ends are calls, too.
+        self._connection: Any = None
+        self._domain: Any = None
+        self._ending = False
         self.closed = asyncio.Event()
+
+    @classmethod
+    async def open(cls, uri: str, uuid: str) -> Self | None:
+        """None if that domain does not run. MonitorError."""
+        import libvirt  # type: ignore[import-not-found, unused-ignore]
+
+        loop = asyncio.get_running_loop()
+        pid = await asyncio.to_thread(_process_of, uuid)
+        if pid is None:
+            return None
+        monitor = cls(pid)
+        try:
+            runs = await loop.run_in_executor(monitor._thread, monitor._begin, libvirt, uri, uuid, loop)
+        except BaseException as error:
+            await monitor.aclose()
+            if isinstance(error, libvirt.libvirtError):
+                raise MonitorError(f"libvirt: {error}") from None
+            raise
+        if runs:
+            return monitor
+        await monitor.aclose()
+        return None
+
+    def _begin(self, libvirt: Any, uri: str, uuid: str, loop: asyncio.AbstractEventLoop) -> bool:
+        """Whether the domain runs. Blocks."""
+        self._connection = _connect(libvirt, uri, lambda: loop.call_soon_threadsafe(self.closed.set))
+        try:
+            self._domain = self._connection.lookupByUUIDString(uuid)
+            return bool(self._domain.isActive())
+        except libvirt.libvirtError as error:
+            if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+                return False
+            raise
 
     @property
     def pid(self) -> int:
@@ -52,16 +103,15 @@ class LibvirtMonitor:
         self, command: str, arguments: dict[str, Any] | None = None, *, limit: float = DEFAULT_LIMIT
     ) -> Any:
         """See `Monitor`."""
-        import libvirt  # type: ignore[import-not-found, unused-ignore]
-        import libvirt_qemu  # type: ignore[import-not-found, unused-ignore]
+        import libvirt
 
+        if self.closed.is_set():
+            raise MonitorError("the connection to libvirt is closed")
         message = json.dumps({"execute": command, **({"arguments": arguments} if arguments else {})})
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(limit):
-                text = await loop.run_in_executor(
-                    self._thread, libvirt_qemu.qemuMonitorCommand, self._domain, message, 0
-                )
+                text = await loop.run_in_executor(self._thread, self._call, message)
         except TimeoutError:
             raise MonitorError(f"libvirt did not answer {command} within {limit:g} s") from None
         except libvirt.libvirtError as error:
@@ -76,13 +126,32 @@ class LibvirtMonitor:
             raise MonitorError(f"libvirt's answer to {command} makes no sense: {text[:80]}")
         return reply["return"]
 
+    def _call(self, message: str) -> str:
+        import libvirt_qemu  # type: ignore[import-not-found, unused-ignore]
+
+        if self._domain is None:
+            raise MonitorError("the connection to libvirt is closed")
+        return str(libvirt_qemu.qemuMonitorCommand(self._domain, message, 0))
+
     async def aclose(self) -> None:
-        """See `Monitor`."""
+        """See `Monitor`. Waits for nobody: the good-bye to libvirtd is said behind a call that hangs."""
         self.closed.set()
+        if not self._ending:
+            self._ending = True
+            self._thread.submit(self._end).add_done_callback(lambda _: self._thread.shutdown())
+
+    def _end(self) -> None:
+        connection, self._connection, self._domain = self._connection, None, None
+        if connection is not None:
+            with suppress(Exception):
+                # It keeps what it would call, and that this.
+                connection.unregisterCloseCallback()
+            with suppress(Exception):
+                connection.close()
 
 
-def _process_of(uuid: str) -> int:
-    """The QEMU that was started with this UUID; libvirt has no call that tells. MonitorError."""
+def _process_of(uuid: str) -> int | None:
+    """The QEMU that was started with this UUID, if there is one; libvirt has no call that tells."""
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
@@ -92,11 +161,19 @@ def _process_of(uuid: str) -> int:
             continue
         if str(qemu_identity(argv)[1]) == uuid:
             return int(entry.name)
-    raise MonitorError(f"no process runs the domain of UUID {uuid}")
+    return None
+
+
+class _Domain:
+    """One that is looked after. `tried`: guarded, or known that it cannot be. `again`: told that it began."""
+
+    def __init__(self) -> None:
+        self.tried = asyncio.Event()
+        self.again = False
 
 
 class Libvirt:
-    """A connection; guards the running domains that the policy names."""
+    """A connection for what happens; guards the running domains that the policy names."""
 
     def __init__(self, uri: str, guard: Guard) -> None:
         self.uri = uri
@@ -104,7 +181,7 @@ class Libvirt:
         # Set when its running domains are guarded, or it cannot be reached.
         self.tried = asyncio.Event()
         self._connection: Any = None
-        self._monitors: list[LibvirtMonitor] = []
+        self._domains: dict[str, _Domain] = {}
         self._loop = asyncio.get_running_loop()
 
     async def run(self) -> None:
@@ -117,23 +194,25 @@ class Libvirt:
         wait = _RETRY_FIRST
         while True:
             lost = asyncio.Event()
-            # One thread for each connection, so that a libvirtd that hangs takes none from those who look and
-            # save. And no more: before 10.3 two calls at the same time can crash the client (CVE-2024-4418).
-            self._thread = Threads(1, "libvirt-call")
+            # A thread for each, so that a libvirtd that hangs takes none from those who look and save.
+            thread = Threads(1, "libvirt-call")
             try:
-                # Never closed: that would say good-bye to libvirtd, and wait for the answer.
-                self._connection = await self._loop.run_in_executor(self._thread, libvirt.open, self.uri)
+                running = await self._loop.run_in_executor(thread, self._begin, libvirt, lost)
                 self.guard.unreachable.pop(self.uri, None)
                 wait = _RETRY_FIRST
-                await self._serve(libvirt, lost)
+                domains = [self._appeared(name, uuid) for name, uuid in running]
+                first = [d.tried.wait() for d in domains if d is not None]
+                self.guard.spawn(self._all_tried(first))
+                await lost.wait()
             except libvirt.libvirtError as error:
                 self.guard.unreachable[self.uri] = str(error)
-            for monitor in self._monitors:
-                monitor.closed.set()
-            self._monitors.clear()
-            self.tried.set()
+                self.tried.set()
             await asyncio.sleep(wait)
             wait = min(2 * wait, _RETRY_MOST)
+
+    async def _all_tried(self, first: list[Any]) -> None:
+        await asyncio.gather(*first)
+        self.tried.set()
 
     def _start_events(self, libvirt: Any) -> None:
         import threading
@@ -147,55 +226,94 @@ class Libvirt:
 
         threading.Thread(target=loop, daemon=True, name="libvirt").start()
 
-    async def _serve(self, libvirt: Any, lost: asyncio.Event) -> None:
+    def _begin(self, libvirt: Any, lost: asyncio.Event) -> list[tuple[str, str]]:
+        """Asks to be told; name and UUID of what runs already. Blocks."""
         import libvirt_qemu
-
-        connection = self._connection
-        connection.setKeepAlive(5, 3)
 
         def call(job: Any, *args: Any) -> None:
             self._loop.call_soon_threadsafe(job, *args)
 
-        def on_close(_connection: Any, _reason: int, _opaque: Any) -> None:
-            call(lost.set)
-
         def on_life(_connection: Any, domain: Any, event: int, _detail: int, _opaque: Any) -> None:
             if event == libvirt.VIR_DOMAIN_EVENT_STARTED:
-                call(self._appeared, domain)
+                call(self._appeared, domain.name(), domain.UUIDString())
 
         def on_qemu(
             _connection: Any, domain: Any, name: str, seconds: int, micros: int, data: str, _opaque: Any
         ) -> None:
             call(self._event, domain.UUIDString(), name, data)
 
-        connection.registerCloseCallback(on_close, None)
+        # Never closed: that would say good-bye to libvirtd, and wait for the answer.
+        self._connection = connection = _connect(libvirt, self.uri, lambda: call(lost.set))
         connection.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, on_life, None)
         for name in _EVENTS:
             libvirt_qemu.qemuMonitorEventRegister(connection, None, name, on_qemu, None)
-        flags = libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE
-        for domain in await self._loop.run_in_executor(self._thread, connection.listAllDomains, flags):
-            await self._add(domain)
-        self.tried.set()
-        await lost.wait()
-
-    def _appeared(self, domain: Any) -> None:
-        self.guard.spawn(self._add(domain))
+        active = connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
+        return [(domain.name(), domain.UUIDString()) for domain in active]
 
     def _event(self, uuid: str, name: str, data: str) -> None:
         vm = next((v for v in self.guard.vms.values() if v.uuid == uuid), None)
         if vm is not None:
             self.guard.monitor_event(vm, {"event": name, "data": json.loads(data) if data else {}})
 
-    async def _add(self, domain: Any) -> None:
-        name = domain.name()
+    def _appeared(self, name: str, uuid: str) -> _Domain | None:
+        """Looks after a domain from now on; None if the policy wants none of it."""
         policy = next((p for p in self.guard.policy.vms if p.libvirt == self.uri and p.matches(name)), None)
         if policy is None:
-            return
+            return None
+        if uuid not in self._domains:
+            self._domains[uuid] = _Domain()
+            self.guard.spawn(self._keep(self._domains[uuid], name, uuid, policy))
+        self._domains[uuid].again = True
+        return self._domains[uuid]
+
+    async def _keep(self, domain: _Domain, name: str, uuid: str, policy: VmPolicy) -> None:
+        """Keeps a monitor connected as long as the domain runs."""
+        where = f"{self.uri} {name}"
+        wait = _RETRY_FIRST
         try:
-            pid = await asyncio.to_thread(_process_of, domain.UUIDString())
-            monitor = LibvirtMonitor(domain, pid, self._thread)
-            self._monitors.append(monitor)
-            await self.guard.add(name, domain.UUIDString(), pid, policy, self.uri, monitor)
-            self.guard.unreachable.pop(f"{self.uri} {name}", None)
-        except (OSError, ValueError, MonitorError) as error:
-            self.guard.unreachable[f"{self.uri} {name}"] = str(error)
+            while True:
+                domain.again = False
+                try:
+                    monitor = await LibvirtMonitor.open(self.uri, uuid)
+                except (OSError, MonitorError) as error:
+                    self.guard.unreachable[where] = str(error)
+                    domain.tried.set()
+                    await asyncio.sleep(wait)
+                    wait = min(2 * wait, _RETRY_MOST)
+                    continue
+                wait = _RETRY_FIRST
+                if monitor is not None:
+                    try:
+                        await self._add(monitor, domain, name, uuid, policy)
+                    finally:
+                        await monitor.aclose()
+                elif not domain.again:
+                    break
+        finally:
+            self.guard.unreachable.pop(where, None)
+            self._domains.pop(uuid, None)
+            domain.tried.set()
+
+    async def _add(
+        self, monitor: LibvirtMonitor, domain: _Domain, name: str, uuid: str, policy: VmPolicy
+    ) -> None:
+        """Guards it until its monitor is closed. A QEMU that hangs is asked again by the same one."""
+        where = f"{self.uri} {name}"
+        wait = _RETRY_FIRST
+        while not monitor.closed.is_set():
+            try:
+                vm = await self.guard.add(name, uuid, monitor.pid, policy, self.uri, monitor)
+            except ProcessLookupError:
+                return
+            except (OSError, ValueError, MonitorError) as error:
+                self.guard.unreachable[where] = str(error)
+                domain.tried.set()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(wait):
+                        await monitor.closed.wait()
+                wait = min(2 * wait, _RETRY_MOST)
+                continue
+            self.guard.unreachable.pop(where, None)
+            domain.tried.set()
+            await monitor.closed.wait()
+            vm.changed.set()

@@ -25,7 +25,7 @@ AGENT = Path(__file__).resolve().parents[2] / "packaging/ocf/guest"
 RUNS, NOT_RUNNING, REFUSED = 0, 7, 4
 
 DOMAIN = """\
-<domain type="kvm"><name>web1</name><memory unit="MiB">64</memory>
+<domain type="kvm"><name>{name}</name><memory unit="MiB">64</memory>
 <memoryBacking><allocation mode="immediate"/></memoryBacking><vcpu>1</vcpu>
 <os><type arch="x86_64" machine="pc">hvm</type><loader type="rom">{rom}</loader></os>
 <on_crash>preserve</on_crash>
@@ -97,26 +97,31 @@ def libvirtd(home: Path) -> Iterator[subprocess.Popen[bytes]]:
         process.wait(60)
 
 
+def create(home: Path, name: str) -> Path:
+    """Starts a domain; its disk."""
+    disk, rom, xml = home / f"{name}.qcow2", home / "rom", home / f"{name}.xml"
+    rom.write_bytes(firmware("count"))
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(disk), "16M"], check=True)
+    xml.write_text(DOMAIN.format(name=name, rom=rom, disk=disk), "utf-8")
+    done = virsh("create", str(xml))
+    assert done.returncode == 0, done.stderr + (home / "libvirtd.log").read_text("utf-8")
+    return disk
+
+
 @pytest.fixture
 def disk(home: Path, libvirtd: object) -> Path:
     """Of the domain web1, which runs."""
-    disk, rom = home / "disk.qcow2", home / "rom"
-    rom.write_bytes(firmware("count"))
-    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(disk), "16M"], check=True)
-    (home / "web1.xml").write_text(DOMAIN.format(rom=rom, disk=disk), "utf-8")
-    done = virsh("create", str(home / "web1.xml"))
-    assert done.returncode == 0, done.stderr + (home / "libvirtd.log").read_text("utf-8")
-    return disk
+    return create(home, "web1")
 
 
 class Domain:
     """Just enough of a guest for `counter`."""
 
-    def __init__(self, pid: int) -> None:
-        self.pid = pid
+    def __init__(self, pid: int, name: str = "web1") -> None:
+        self.pid, self.name = pid, name
 
     def address(self, gpa: int) -> int:
-        said = virsh("qemu-monitor-command", "web1", "--hmp", f"gpa2hva {gpa:#x}").stdout
+        said = virsh("qemu-monitor-command", self.name, "--hmp", f"gpa2hva {gpa:#x}").stdout
         return int(said.strip().rpartition("0x")[2], 16)
 
 
@@ -201,3 +206,32 @@ def test_libvirt_hangs(home: Path, disk: Path, libvirtd: subprocess.Popen[bytes]
         done = daemon.run("freeze", "web1")
         assert done.returncode == 0, done.stderr + daemon.said()
         assert unlocked(disk)
+
+
+def test_one_qemu_hangs(home: Path, disk: Path) -> None:
+    """Both are hit, the one that hangs first: the other is FROZEN."""
+    other_disk = create(home, "web2")
+    with daemon_of(home) as daemon, daemon.follow() as events:
+        hung = Domain(daemon.vm("web1")["pid"])
+        other = Domain(daemon.vm("web2")["pid"], "web2")
+        pfns = [pagemap.pfn_of(d.pid, d.address(HIT_GPA)) for d in (hung, other)]
+        hva = other.address(COUNTER_GPA)
+        pidfd = os.pidfd_open(hung.pid)
+        try:
+            os.kill(hung.pid, signal.SIGSTOP)
+            for pfn in pfns:
+                inject.hwpoison(pfn)
+            told: dict[str, str] = {}
+            while len(told) < 2:
+                event = events.next("GUEST_FROZEN", "INCIDENT_FAILED")
+                told[event["vm"]] = event["event"]
+            assert told == {"web1": "INCIDENT_FAILED", "web2": "GUEST_FROZEN"}, daemon.said()
+            before = counter(other, hva)
+            assert unlocked(other_disk)
+            virsh("resume", "web2")
+            assert counter(other, hva) == before
+        finally:
+            # Before libvirt is told to destroy them: it asks QEMU. web1 may be dead of its page by then.
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            os.close(pidfd)
+            virsh("destroy", "web2")
