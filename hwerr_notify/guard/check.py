@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import pairwise
+from pathlib import Path
 from typing import Literal
 
 from .. import bpf
@@ -16,7 +19,11 @@ from .kernel import KernelGuard
 from .policy import Policy
 from .seal import Freezer
 
-__all__ = ["Capability", "check"]
+__all__ = ["Capability", "check", "guest_memory", "room"]
+
+_QEMU = re.compile(r"qemu-system-\w+|qemu-kvm|kvm")
+# Of QEMU's sizes; without a letter -m is in MiB.
+_POWERS = {"K": 1 << 10, "M": 1 << 20, "": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +42,7 @@ def check(policy: Policy, device: str) -> Iterator[Capability]:
     yield from _seal()
     yield _root()
     yield _writable(policy)
+    yield from room(policy)
     yield from _packages(policy)
 
 
@@ -79,10 +87,15 @@ def _seal() -> Iterator[Capability]:
         yield Capability("freezer", "weaker", f"guests without KVM cannot be frozen: {freezer}")
 
 
-def _writable(policy: Policy) -> Capability:
-    path = policy.state_dir
+def _there(path: Path) -> Path:
+    """The directory, or the nearest above it that there is."""
     while not path.exists() and path != path.parent:
         path = path.parent
+    return path
+
+
+def _writable(policy: Policy) -> Capability:
+    path = _there(policy.state_dir)
     if not os.access(path, os.W_OK):
         return Capability("state", "missing", f"{path} is not writable: name another state_dir")
     status = os.statvfs(path)
@@ -91,6 +104,49 @@ def _writable(policy: Policy) -> Capability:
     if free < 64 << 20:
         return Capability("state", "missing", f"{text}: too little to keep an incident's record")
     return Capability("state", "ok", text)
+
+
+def room(policy: Policy) -> Iterator[Capability]:
+    """Whether the memory of the largest guest that runs could be dumped. Pages of zeros take no room."""
+    if not policy.dump:
+        return
+    home = policy.dump_dir or policy.state_dir
+    status = os.statvfs(_there(home))
+    free = status.f_bavail * status.f_frsize
+    largest = max(_guests(), default=0)
+    text = f"{home}: {free >> 20} MiB free, {policy.dump_reserve >> 20} MiB of it kept free"
+    if not largest:
+        yield Capability("dump", "ok", text)
+    elif free < largest + policy.dump_reserve:
+        yield Capability("dump", "weaker", f"{text}: the largest guest has {largest >> 20} MiB")
+    else:
+        yield Capability("dump", "ok", f"{text}; the largest guest has {largest >> 20} MiB")
+
+
+def _guests() -> list[int]:
+    """Memory of the guests that run, as their command lines say. Bytes."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            argv = os.fsdecode((entry / "cmdline").read_bytes()).split("\0")[:-1]
+        except OSError:
+            continue
+        if argv and _QEMU.fullmatch(os.path.basename(argv[0])):
+            found.append(guest_memory(argv) or 0)
+    return found
+
+
+def guest_memory(argv: list[str]) -> int | None:
+    """What `-m` says, in bytes; None if it cannot be read."""
+    size = "128M"
+    for option, value in pairwise(argv):
+        if option in ("-m", "--m"):
+            parts = value.split(",")
+            size = next((p.removeprefix("size=") for p in parts if p.startswith("size=")), parts[0])
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)B?", size, re.IGNORECASE)
+    return int(float(match[1]) * _POWERS[match[2].upper()]) if match else None
 
 
 def _packages(policy: Policy) -> Iterator[Capability]:

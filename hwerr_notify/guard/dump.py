@@ -121,11 +121,12 @@ def _pages(ranges: Sequence[Range], poison: Iterable[tuple[int, int, int]]) -> s
 class _Copier:
     """Copies ranges of one process's memory into the core."""
 
-    def __init__(self, memory: int, core: int, avoid: set[int], stop: Event) -> None:
+    def __init__(self, memory: int, core: int, avoid: set[int], stop: Event, reserve: int) -> None:
         self.memory = memory
         self.core = core
         self.avoid = avoid
         self.stop = stop
+        self.reserve = reserve
         self.stored = 0
         self.unread: list[tuple[int, int]] = []
         self._buffer = bytearray(_CHUNK)
@@ -177,6 +178,10 @@ class _Copier:
             piece = data[at : at + _SPARSE]
             if piece == _ZEROS[: len(piece)]:
                 continue
+            disk = os.fstatvfs(self.core)
+            if disk.f_bavail * disk.f_frsize < self.reserve + len(piece):
+                left = f"{self.reserve >> 20} MiB"
+                raise Fault(f"less than {left} would be left on its disk for later incidents (dump.reserve)")
             written = 0
             while written < len(piece):
                 written += os.pwrite(self.core, piece[written:], to + at + written)
@@ -192,11 +197,13 @@ def write_core(
     facts: dict[str, Any],
     progress: Progress = lambda done, total: None,
     stop: Event | None = None,
+    reserve: int = 0,
 ) -> Dumped:
     """Blocks, for minutes with a large guest. OSError, Fault; then there is no file.
 
     `facts` go into the note "HWERR" with the list of what was skipped. `progress` gets
-    bytes, from this thread. The caller holds the process, so that `pid` is its own.
+    bytes, from this thread. `reserve` bytes of the disk stay free. The caller holds the process, so that
+    `pid` is its own.
     """
     if not ranges:
         raise Fault("it is not known where the guest's memory is")
@@ -215,7 +222,7 @@ def write_core(
     try:
         core = create(part)
         memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
-        copier = _Copier(memory, core, _pages(ranges, poison), stop or Event())
+        copier = _Copier(memory, core, _pages(ranges, poison), stop or Event(), reserve)
         skipped: list[tuple[int, int]] = []
         for r, offset in zip(ranges, offsets, strict=True):
             for begin in range(0, r.length, _CHUNK):

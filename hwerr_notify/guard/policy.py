@@ -87,6 +87,7 @@ class Policy:
     dump: bool = True
     dump_dir: Path | None = None
     dump_retain: int = 5
+    dump_reserve: int = 256 << 20  # bytes
     hooks: tuple[Hook, ...] = ()
     pacemaker_resource: str | None = None
     metrics_file: Path | None = None
@@ -216,6 +217,18 @@ def _number(value: Any) -> int:
     return value
 
 
+_SIZES = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+
+
+def _size(value: Any) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    match = re.fullmatch(r"(\d{1,9})\s*([KMGT]iB)", value if isinstance(value, str) else "")
+    if not match:
+        raise ValueError('must be a size: a number of bytes, or "512MiB", "2GiB"')
+    return int(match[1]) * _SIZES[match[2]]
+
+
 _UNITS = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -337,6 +350,7 @@ def parse(text: str, path: Path) -> Policy:
         dump=dump.take("auto", default.dump, _flag),
         dump_dir=dump.take("dir", None, _path),
         dump_retain=dump.take("retain", default.dump_retain, _number),
+        dump_reserve=dump.take("reserve", default.dump_reserve, _size),
         hooks=tuple(map(_hook, top.tables("hook"))),
         pacemaker_resource=pacemaker.take("resource", None, _text),
         metrics_file=metrics.take("file", None, _path),

@@ -413,8 +413,9 @@ class Steps:
             if stop.is_set():
                 raise Fault("it came too late")
             return write_core(
-                path, vm.process.pid, vm.machine.ranges, cpus, incident.poison, facts, progress, stop
-            )
+                path, vm.process.pid, vm.machine.ranges, cpus, incident.poison, facts,
+                progress, stop, self.policy.dump_reserve,
+            )  # fmt: skip
 
         try:
             async with asyncio.timeout(self.policy.limits["keep"]):
