@@ -9,7 +9,6 @@ import os
 import re
 import signal
 import socket
-import struct
 import subprocess
 import uuid
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from guarded import LIMIT, Daemon, counter, few, guest_config, vcpu_time
 from hit import Injector
 from probed import Service, bad_disk
 from testbed import inject, pagemap, vfio
+from testbed.core import core_bytes, core_ranges
 from testbed.guest import COUNTER_GPA, Guest, GuestConfig
 from testbed.qmp import Qmp, QmpError
 from testbed.records import MCI_ADDRV, MCI_EN, MCI_MISCV, MCI_S, MCI_UC, MCI_VAL, AerRecord, MceRecord
@@ -75,34 +75,6 @@ def tries_to_run(monitor: Qmp, *commands: str) -> None:
             monitor.execute(command)
     while monitor.execute("query-status")["running"]:
         monitor.wait_event("STOP")
-
-
-def core_ranges(path: Path) -> dict[int, tuple[int, int]]:
-    """PT_LOADs of a core: guest-physical address to (offset, length)."""
-    with path.open("rb") as core:
-        data = core.read(PAGE)
-    found = {}
-    if data[4] == 1:
-        # What QEMU writes of a guest in 32-bit mode.
-        (count,) = struct.unpack_from("<H", data, 44)
-        heads = [struct.unpack_from("<8I", data, 52 + 32 * n) for n in range(count)]
-        loads = [(offset, paddr, size) for kind, offset, _, paddr, size, *_ in heads if kind == 1]
-    else:
-        (count,) = struct.unpack_from("<H", data, 56)
-        wide = [struct.unpack_from("<IIQQQQQQ", data, 64 + 56 * n) for n in range(count)]
-        loads = [(offset, paddr, size) for kind, _, offset, _, paddr, size, _, _ in wide if kind == 1]
-    for offset, paddr, size in loads:
-        found[paddr] = offset, size
-    return found
-
-
-def core_bytes(path: Path, gpa: int, length: int) -> bytes:
-    for start, (offset, size) in core_ranges(path).items():
-        if start <= gpa < start + size:
-            with path.open("rb") as core:
-                core.seek(offset + gpa - start)
-                return core.read(length)
-    raise AssertionError(f"{gpa:#x} is not in {path}")
 
 
 # -- the whole -----------------------------------------------------------------
