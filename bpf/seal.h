@@ -4,6 +4,7 @@
 #define HWERR_BPF_SEAL_H
 
 #define HWERR_SEALS_MAX 4096
+#define HWERR_KEPT_OUT_MAX 65536
 
 /**
  * struct hwerr_seal - one sealed process, value of the map "hwerr_seals"
@@ -16,6 +17,23 @@
 struct hwerr_seal {
 	unsigned long long start_ns;
 	unsigned long long refusals;
+};
+
+/**
+ * struct hwerr_kept_out - a file that a sealed process does not open any more,
+ *	key of the map "hwerr_kept_out"
+ * @tgid: as above
+ * @dev: device of its file system as the kernel numbers it, major << 20 | minor;
+ *	the third field of /proc/PID/mountinfo, which stat(2) does not always give
+ * @ino: its inode
+ *
+ * The value, 64 bits, is how often it was refused. With @dev and @ino 0 it is the
+ * entry of the process itself, where the refusals of devices are counted.
+ */
+struct hwerr_kept_out {
+	unsigned int tgid;
+	unsigned int dev;
+	unsigned long long ino;
 };
 
 #endif

@@ -21,6 +21,7 @@ CDEF = """
 #define BPF_NOEXIST ...
 #define BPF_EXIST ...
 #define HWERR_SEALS_MAX ...
+#define HWERR_KEPT_OUT_MAX ...
 
 struct bpf_object;
 struct bpf_program;
@@ -30,6 +31,11 @@ struct ring_buffer;
 struct hwerr_seal {
     unsigned long long start_ns;
     unsigned long long refusals;
+};
+struct hwerr_kept_out {
+    unsigned int tgid;
+    unsigned int dev;
+    unsigned long long ino;
 };
 
 struct bpf_object *bpf_object__open_file(const char *path, const void *opts);

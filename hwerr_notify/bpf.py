@@ -16,7 +16,7 @@ import errno
 import fcntl
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -295,8 +295,11 @@ def locked(pin_dir: Path, wait: bool = True) -> Iterator[None]:
 _PROGRAMS = {
     "hwerr_seal_ioctl": "bpf_lsm_file_ioctl",
     "hwerr_seal_ioctl_compat": "bpf_lsm_file_ioctl_compat",
+    "hwerr_seal_open": "bpf_lsm_file_open",
 }
-_MAP = "hwerr_seals"
+# Maps, pinned under their names, too: what they hold and the sizes of key and value (bpf/seal.h).
+_MAP, _KEPT_OUT = "hwerr_seals", "hwerr_kept_out"
+_SIZES = {_MAP: (_KEY_SIZE, _SEAL_SIZE), _KEPT_OUT: (16, 8)}
 
 
 def start_of(tgid: int) -> int:
@@ -307,6 +310,32 @@ def start_of(tgid: int) -> int:
         raise ProcessLookupError(errno.ESRCH, f"there is no process {tgid}") from None
     # proc(5): starttime is field 22; the name, field 2, may hold blanks.
     return int(stat.rpartition(")")[2].split()[19]) * _NSEC_PER_TICK
+
+
+def inode_of(path: str | os.PathLike[str], pid: int | None = None) -> tuple[int, int]:
+    """(device, inode) of a file as the kernel numbers them. OSError.
+
+    stat(2) has another device for what is on btrfs, overlayfs and their like. With `pid`, the file is what
+    that process finds under the (absolute) path.
+    """
+    where = Path("/proc", str(pid) if pid is not None else "self")
+    found = os.fspath(path) if pid is None else f"{where}/root/{os.fspath(path).lstrip('/')}"
+    fd = os.open(found, os.O_PATH | os.O_CLOEXEC)
+    try:
+        info = Path(f"/proc/self/fdinfo/{fd}").read_text("ascii")
+        inode = re.search(r"^ino:\s*(\d+)", info, re.MULTILINE)
+        mount = re.search(r"^mnt_id:\s*(\d+)", info, re.MULTILINE)
+        # Since 5.14 (3845f256a8b5).
+        if inode is None or mount is None:
+            raise OSError(errno.ENOSYS, "fdinfo does not name the inode", found)
+        for line in (where / "mountinfo").read_text("utf-8", "replace").splitlines():
+            fields = line.split(None, 3)
+            if fields[0] == mount[1]:
+                major, minor = map(int, fields[2].split(":"))
+                return major << 20 | minor, int(inode[1])
+        raise OSError(errno.ENOENT, "its mount is not to be seen", found)
+    finally:
+        os.close(fd)
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,9 +349,10 @@ class SealState:
 class Seal:
     """The seal as it is in the kernel. A context manager; closing it unseals nobody."""
 
-    def __init__(self, seals: Map) -> None:
+    def __init__(self, seals: Map, kept_out: Map) -> None:
         """Use `load()` or `open_pinned()`."""
         self._map = seals
+        self._kept_out = kept_out
 
     @staticmethod
     def available(pin_dir: Path = PIN_DIR) -> str | None:
@@ -367,28 +397,27 @@ class Seal:
     def _load(cls, pin_dir: Path, names: list[str]) -> None:
         with BpfObject("seal") as programs:
             programs.only(*names)
-            try:
-                with cls._open_map(pin_dir) as old:
-                    programs.reuse(_MAP, old)
-            except FileNotFoundError:
-                pass
+            for name in _SIZES:
+                with contextlib.suppress(FileNotFoundError), cls._open_map(pin_dir, name) as old:
+                    programs.reuse(name, old)
             programs.load()
-            with contextlib.suppress(FileExistsError):
-                programs.pin_map(_MAP, pin_dir / _MAP)
+            for name in _SIZES:
+                with contextlib.suppress(FileExistsError):
+                    programs.pin_map(name, pin_dir / name)
             for name in names:
                 programs.attach(name)
                 programs.pin_link(name, pin_dir / name)
 
     @staticmethod
-    def _open_map(pin_dir: Path) -> Map:
-        seals = Map.pinned(pin_dir / _MAP)
-        if (seals.key_size, seals.value_size) != (_KEY_SIZE, _SEAL_SIZE):
-            seals.close()
+    def _open_map(pin_dir: Path, name: str) -> Map:
+        found = Map.pinned(pin_dir / name)
+        if (found.key_size, found.value_size) != _SIZES[name]:
+            found.close()
             raise BpfError(
                 errno.EINVAL,
-                f"{pin_dir / _MAP} is of another version: when nothing is sealed, remove {pin_dir}",
+                f"{pin_dir / name} is of another version: when nothing is sealed, remove {pin_dir}",
             )
-        return seals
+        return found
 
     @classmethod
     def open_pinned(cls, pin_dir: Path = PIN_DIR) -> Seal:
@@ -396,7 +425,12 @@ class Seal:
         _library()
         if not (pin_dir / next(iter(_PROGRAMS))).exists():
             raise FileNotFoundError(errno.ENOENT, "the seal is not loaded", str(pin_dir))
-        seal = cls(cls._open_map(pin_dir))
+        seals = cls._open_map(pin_dir, _MAP)
+        try:
+            seal = cls(seals, cls._open_map(pin_dir, _KEPT_OUT))
+        except BaseException:
+            seals.close()
+            raise
         try:
             seal.prove()
         except BaseException:
@@ -414,6 +448,7 @@ class Seal:
 
     def close(self) -> None:
         self._map.close()
+        self._kept_out.close()
 
     def prove(self) -> None:
         """Seals this process for a moment and tries: BpfError if it was not refused.
@@ -421,21 +456,31 @@ class Seal:
         The hook comes before the file's own ioctl, so any file will do.
         """
         me = os.getpid()
-        self.seal(me, start_of(me))
         fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        path = f"/proc/self/fd/{fd}"
         try:
-            fcntl.ioctl(fd, _KVM_RUN)
+            self.seal(me, start_of(me), [inode_of("/dev/null")])
+            self._refused("KVM_RUN", lambda: fcntl.ioctl(fd, _KVM_RUN))
+            self._refused("opening a file", lambda: os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC)))
+        finally:
+            self.unseal(me)
+            os.close(fd)
+
+    @staticmethod
+    def _refused(what: str, attempt: Callable[[], object]) -> None:
+        why = ""
+        try:
+            attempt()
         except PermissionError:
             return
         except OSError as error:
-            raise BpfError(errno.EIO, f"the seal is loaded but does not refuse ({error.strerror})") from None
-        finally:
-            os.close(fd)
-            self.unseal(me)
-        raise BpfError(errno.EIO, "the seal is loaded but does not refuse")
+            why = f": {error.strerror}"
+        raise BpfError(errno.EIO, f"the seal is loaded but does not refuse ({what}{why})")
 
-    def seal(self, tgid: int, start_ns: int) -> None:
+    def seal(self, tgid: int, start_ns: int, files: Iterable[tuple[int, int]] = ()) -> None:
         """KVM_RUN is refused from now on to that process, if it is the one that started then.
+
+        And opening any device but the harmless, or one of `files` (`inode_of()`). What is open stays so.
 
         `start_ns` is of CLOCK_BOOTTIME, exact (`Guest.start_ns`) or to 10 ms (`start_of()`). A vCPU
         that is in the guest now stays there until it next leaves for user space: stop it first.
@@ -443,19 +488,53 @@ class Seal:
         """
         key = self._key(tgid)
         state = self._state(key)
-        if state and state.start_ns // _NSEC_PER_TICK == start_ns // _NSEC_PER_TICK:
-            return
-        value = start_ns.to_bytes(8, "little") + bytes(8)
+        known = state is not None and state.start_ns // _NSEC_PER_TICK == start_ns // _NSEC_PER_TICK
+        if not known:
+            # Of another process that had the number.
+            self._let_in({tgid})
+        for device, inode in [(0, 0), *files]:
+            entry = key + device.to_bytes(4, "little") + inode.to_bytes(8, "little")
+            with contextlib.suppress(FileExistsError):
+                self._put(self._kept_out, entry, bytes(8), new=True)
+        if not known:
+            self._put(self._map, key, start_ns.to_bytes(8, "little") + bytes(8))
+
+    def _put(self, into: Map, key: bytes, value: bytes, *, new: bool = False) -> None:
         try:
-            self._map.set(key, value)
+            into.set(key, value, new=new)
         except BpfError as error:
             if error.errno != errno.E2BIG or not self.forget_dead():
                 raise
-            self._map.set(key, value)
+            into.set(key, value, new=new)
 
     def unseal(self, tgid: int) -> None:
         """Lets the process run its vCPUs again; nothing if it is not sealed."""
         self._map.discard(self._key(tgid))
+        self._let_in({tgid})
+
+    def _let_in(self, tgids: set[int]) -> None:
+        """One walk for all, and none where there is nothing."""
+        if not any(self._has(self._key(tgid) + bytes(12)) for tgid in tgids):
+            return
+        keys = {self._key(tgid) for tgid in tgids}
+        # What says that there is something goes last.
+        for entry in sorted((e for e in self._kept_out if e[:_KEY_SIZE] in keys), reverse=True):
+            self._kept_out.discard(entry)
+
+    def _has(self, entry: bytes) -> bool:
+        try:
+            return bool(self._kept_out[entry])
+        except KeyError:
+            return False
+
+    def refused_opens(self, tgid: int) -> int:
+        """How often a sealed process was refused to open something; 0 if it is not sealed."""
+        key = self._key(tgid)
+        found = 0
+        for entry in [e for e in self._kept_out if e.startswith(key)]:
+            with contextlib.suppress(KeyError):
+                found += int.from_bytes(self._kept_out[entry], "little")
+        return found
 
     def sealed(self) -> dict[int, SealState]:
         """What is sealed, by process number; processes that have ended may be among them."""
@@ -464,16 +543,18 @@ class Seal:
 
     def forget_dead(self) -> int:
         """Removes the entries of processes that have ended; returns their number."""
-        forgotten = 0
+        dead = set()
         for tgid, state in self.sealed().items():
             try:
                 if start_of(tgid) // _NSEC_PER_TICK == state.start_ns // _NSEC_PER_TICK:
                     continue
             except ProcessLookupError:
                 pass
-            self.unseal(tgid)
-            forgotten += 1
-        return forgotten
+            dead.add(tgid)
+        for tgid in dead:
+            self._map.discard(self._key(tgid))
+        self._let_in(dead)
+        return len(dead)
 
     @staticmethod
     def _key(tgid: int) -> bytes:

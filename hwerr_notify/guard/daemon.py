@@ -990,6 +990,7 @@ class Guard:
             "incident": vm.incident,
             "degraded": vm.degraded,
             "refused_runs": self.sealer.refusals(vm.process),
+            "refused_opens": self.sealer.refused_opens(vm.process),
             "dumping": list(vm.progress) if vm.progress else None,
         }
 

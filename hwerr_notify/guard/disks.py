@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -214,11 +215,20 @@ def image_paths(nodes: list[dict[str, Any]]) -> frozenset[str]:
 
 
 def still_held(process: Process, images: frozenset[str]) -> list[Held]:
-    """Open files through which the process could still write an image, or bar another from it."""
+    """Open files through which the process could still write an image, or bar another from it.
+
+    A file is known by what it is, as it may be open under another name than QEMU was given.
+    """
+    known = set()
+    for image in images:
+        with suppress(OSError):
+            status = process.stat(image)
+            known.add((status.st_dev, status.st_ino))
     return [
         held
         for held in process.files()
-        if held.locked or (held.writable and (held.block or held.path in images))
+        if held.locked
+        or (held.writable and (held.block or (held.device, held.inode) in known or held.path in images))
     ]
 
 

@@ -212,6 +212,10 @@ class Process:
             found.append(Held(int(name), path, device, inode, block, mode != os.O_RDONLY, locked))
         return found
 
+    def stat(self, path: str) -> os.stat_result:
+        """Of what it finds under that (absolute) path. OSError."""
+        return os.stat(self._path("root", path.lstrip("/")))
+
     def taps(self) -> list[str]:
         """Names of the tap interfaces it has open (drivers/net/tun.c, tun_chr_show_fdinfo)."""
         names = set()

@@ -2,8 +2,9 @@
 """The seal: the guest never runs again, whoever says what to QEMU.
 
 The strong one is the LSM program (bpf/seal.bpf.c), which refuses KVM_RUN to the
-process. The weaker is the cgroup v2 freezer: nothing in the process runs, its monitor neither, but
-whoever may write to the cgroup can thaw it. Both may be wanted: for a process whose disks could not be
+process, and to open a device or one of its images again. The weaker is the cgroup v2 freezer: nothing
+in the process runs, its monitor neither, but whoever may write to the cgroup can thaw it, and then
+nothing keeps it from its disks. Both may be wanted: for a process whose disks could not be
 detached, its monitor must be silent as well.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import select
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,8 +131,19 @@ class Sealer:
             return None
         return entry.refusals if entry.start_ns // TICK_NS == process.start_ticks else None
 
-    async def seal(self, process: Process, *, kvm: bool, whole: bool, limit: float) -> Sealed:
-        """`whole`: freeze the process too; without KVM there is nothing else. Fault if it is not sealed."""
+    def refused_opens(self, process: Process) -> int | None:
+        """How often it was refused to open a device or an image; None as of `refusals`."""
+        if self._lsm is None or self.refusals(process) is None:
+            return None
+        return self._lsm.refused_opens(process.pid)
+
+    async def seal(
+        self, process: Process, *, kvm: bool, whole: bool, limit: float, images: Iterable[str] = ()
+    ) -> Sealed:
+        """`whole`: freeze the process too; without KVM there is nothing else. Fault if it is not sealed.
+
+        `images` are not opened by it again, as far as there are files of these names where it looks for them.
+        """
         by_lsm = False
         why = self.why_weaker or ("it does not run under KVM" if not kvm else None)
         if self._lsm is not None and kvm:
@@ -148,8 +161,22 @@ class Sealer:
                 reason = f"KVM_RUN is not refused ({why}), and " if why else ""
                 raise Fault(f"{reason}the process cannot be frozen: {error}") from None
         if by_lsm:
-            return Sealed(False, whole, "KVM_RUN refused" + (", process frozen" if whole else ""))
+            return Sealed(
+                False, whole, "KVM_RUN and opening its disks refused" + (", process frozen" if whole else "")
+            )
         return Sealed(True, True, f"process frozen by cgroup; KVM_RUN is not refused: {why}")
+
+    async def _keep_out(self, process: Process, images: Iterable[str], limit: float) -> str:
+        """From its images, by their inodes; of which not, for people. The guest is sealed in any case."""
+        assert self._lsm is not None
+        try:
+            async with asyncio.timeout(limit):
+                # In a thread: a look at a file on a dead NFS server does not come back.
+                files, unknown = await asyncio.to_thread(_inodes, process.pid, images)
+            self._lsm.seal(process.pid, process.start_ns, files)
+        except (OSError, TimeoutError) as error:
+            return f" (devices only: {error if str(error) else 'its images do not answer'})"
+        return f" (but for {', '.join(unknown)})" if unknown else ""
 
     def holds(self, process: Process, sealed: dict[str, Any]) -> bool:
         """Whether what `seal` did is still in force; `sealed` are its facts."""
@@ -163,3 +190,14 @@ class Sealer:
             with suppress(OSError, KeyError):
                 self._lsm.unseal(process.pid)
         self.freezer.remove(process)
+
+
+def _inodes(pid: int, images: Iterable[str]) -> tuple[list[tuple[int, int]], list[str]]:
+    """Of those that are there, and the others: a name may be of something that is no file, or is gone."""
+    found, unknown = [], []
+    for image in images:
+        try:
+            found.append(bpf.inode_of(image, pid))
+        except OSError:
+            unknown.append(image)
+    return found, unknown

@@ -348,6 +348,7 @@ class Steps:
             kvm=vm.machine.kvm,
             whole=vm.policy.freeze_process or not detached,
             limit=self.policy.limits["seal"],
+            images=vm.machine.images,
         )
         # Somebody may have let it go on before the seal, which a vCPU meets when it leaves the guest.
         self.kernel.stop(vm.process)

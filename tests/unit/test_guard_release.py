@@ -122,3 +122,17 @@ def test_what_stays_attached_is_made_inactive(qemu: str, tmp_path: Path) -> None
         assert not free(disk)
 
     asyncio.run(with_qemu(qemu, tmp_path, options, job))
+
+
+def test_an_image_is_known_by_what_it_is(tmp_path: Path) -> None:
+    """Open under a name of which QEMU says nothing: a link to it. Not: another file of a name that it had."""
+    real, link, other = tmp_path / "real.raw", tmp_path / "link.raw", tmp_path / "other.raw"
+    for path in (real, other):
+        path.write_bytes(bytes(4096))
+    os.link(real, link)
+    me = Process.open(os.getpid())
+    with link.open("r+b"), other.open("r+b"):
+        assert [h.path for h in disks.still_held(me, frozenset({str(real)}))] == [str(link)]
+        assert disks.still_held(me, frozenset({str(tmp_path / "gone.raw")})) == []
+    assert disks.still_held(me, frozenset({str(real)})) == []
+    me.close()

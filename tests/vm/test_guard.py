@@ -77,6 +77,24 @@ def tries_to_run(monitor: Qmp, *commands: str) -> None:
         monitor.wait_event("STOP")
 
 
+def takes_back(monitor: Qmp, disk: Path) -> None:
+    """Tells QEMU to open the image again, and to write to it: it cannot."""
+    link = disk.with_suffix(".link")
+    os.link(disk, link)
+    for name in (disk, link):
+        for read_only in (False, True):
+            with pytest.raises(QmpError, match="Operation not permitted"):
+                monitor.execute(
+                    "blockdev-add",
+                    driver="qcow2",
+                    **{"node-name": "again", "read-only": read_only},
+                    file={"driver": "file", "filename": str(name)},
+                )
+    link.unlink()
+    with contextlib.suppress(QmpError):
+        monitor.execute("human-monitor-command", **{"command-line": f'qemu-io "{disk}" "write -P 9 0 4096"'})
+
+
 # -- the whole -----------------------------------------------------------------
 
 
@@ -113,6 +131,8 @@ def test_an_error_freezes_the_guest_for_good(home: Path) -> None:
         assert counter(guest, hva) == before[1]
         assert [t for t, _ in vcpu_time(guest)] == [t for t, _ in before[0]]
         assert daemon.vm("web1")["refused_runs"] > 0
+        takes_back(guest.qmp, disk)
+        assert daemon.vm("web1")["refused_opens"] > 0
         assert disk.read_bytes() == content
         assert locked_by_nobody(disk)
         assert guest.alive()

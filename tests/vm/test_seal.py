@@ -7,6 +7,7 @@ import errno
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import textwrap
@@ -228,6 +229,89 @@ def test_callers_of_both_widths(seal: Seal, bits: int, tmp_path: Path) -> None:
         seal.unseal(child.pid)
         assert call() == [errno.ENOTTY, errno.ENOTTY]
         child.stdin.close()
+
+
+OPENER = """
+    import os, sys
+    print("ready", flush=True)
+    for line in sys.stdin:
+        path, flags = line.split()
+        try:
+            os.close(os.open(path, int(flags), 0o600))
+            print(0, flush=True)
+        except OSError as error:
+            print(error.errno, flush=True)
+"""
+
+
+def test_what_it_was_released_from_is_not_opened_again(seal: Seal, tmp_path: Path) -> None:
+    """Images and devices, by whatever name and mode; other files are, and by others all are."""
+    image, other, new = Path("/run/seal.image"), tmp_path / "other", tmp_path / "new"
+    link = image.with_suffix(".link")
+    for path in (image, other):
+        path.write_bytes(bytes(4096))
+    link.unlink(missing_ok=True)
+    os.link(image, link)
+    # A block device that is there is refused before it is asked what it is.
+    block = Path("/dev/hwerr-seal")
+    block.unlink(missing_ok=True)
+    os.mknod(block, 0o600 | stat.S_IFBLK, os.makedev(7, 0))
+    sealed, free = (
+        subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(OPENER)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
+        )
+        for _ in range(2)
+    )  # fmt: skip
+    try:
+
+        def opens(child: subprocess.Popen[str], path: object, flags: int) -> int:
+            assert child.stdin is not None
+            assert child.stdout is not None
+            child.stdin.write(f"{path} {flags}\n")
+            return int(child.stdout.readline())
+
+        for child in (sealed, free):
+            assert child.stdout is not None
+            assert child.stdout.readline() == "ready\n"
+        names = [image, link, block, Path("/dev/net/tun")]
+        before = {
+            (path, flags): opens(sealed, path, flags) for path in names for flags in (os.O_RDONLY, os.O_RDWR)
+        }
+        assert before[image, os.O_RDWR] == 0
+        seal.seal(sealed.pid, start_of(sealed.pid), [bpf.inode_of(image)])
+        for refused, (path, flags) in enumerate(before, 1):
+            # What is not there is not refused; what has no driver is, before one is looked for.
+            if before[path, flags] != errno.ENOENT:
+                assert opens(sealed, path, flags) == errno.EPERM, path
+            assert opens(free, path, flags) == before[path, flags], path
+            assert 0 < seal.refused_opens(sealed.pid) <= refused
+        count = seal.refused_opens(sealed.pid)
+        for path, flags in (
+            (other, os.O_RDWR), (new, os.O_RDWR | os.O_CREAT | os.O_EXCL), (Path("/dev/null"), os.O_RDWR),
+            (Path("/dev/urandom"), os.O_RDONLY), (other, os.O_WRONLY | os.O_TRUNC),
+        ):  # fmt: skip
+            assert opens(sealed, path, flags) == 0, path
+        assert seal.refused_opens(sealed.pid) == count
+        assert seal.sealed()[sealed.pid].refusals == 0
+        # Again: nothing is lost. And one more file.
+        seal.seal(sealed.pid, start_of(sealed.pid), [bpf.inode_of(other)])
+        assert opens(sealed, image, os.O_RDONLY) == errno.EPERM
+        assert opens(sealed, other, os.O_RDONLY) == errno.EPERM
+        assert seal.refused_opens(sealed.pid) == count + 2
+        assert seal.refused_opens(free.pid) == 0
+        seal.unseal(sealed.pid)
+        assert opens(sealed, image, os.O_RDWR) == 0
+        assert seal.refused_opens(sealed.pid) == 0
+        # Under its number there is nothing left for a later process.
+        seal.seal(sealed.pid, start_of(sealed.pid))
+        assert opens(sealed, image, os.O_RDWR) == 0
+    finally:
+        for child in (sealed, free):
+            child.kill()
+            child.communicate()
+        for path in (image, link, block):
+            path.unlink()
 
 
 def test_full_map_forgets_the_dead(seal: Seal) -> None:
