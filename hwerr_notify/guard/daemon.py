@@ -702,7 +702,7 @@ class Guard:
             if not isinstance(done, str):
                 cause = {**cause, "stopped": True, "stopped_mono_ns": done.mono_ns}
         incident = Incident(
-            id=self.store.new_id(vm.name),
+            id=self.store.new_id(vm.name, vm.process.pid),
             boot_id=boot_id() or "",
             vm=vm.name,
             uuid=vm.uuid,

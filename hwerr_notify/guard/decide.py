@@ -7,7 +7,7 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..enums import Severity, Source
+from ..enums import Flags, Severity, Source
 from ..event import Event, Guest
 from .policy import Layer, Threshold, VmPolicy
 
@@ -86,7 +86,8 @@ class Corrected:
 
     def add(self, event: Event, guest: Guest, policy: VmPolicy) -> Exceeded | None:
         """Takes an event into account; the first threshold that it makes full. Uses the event's own clock."""
-        if event.severity != Severity.CORRECTED:
+        # One that another record told before is the same error, once more.
+        if event.severity != Severity.CORRECTED or event.flags & Flags.LINKED:
             return None
         for n, threshold in enumerate(policy.degraded):
             unit = self._unit(event, guest, threshold)

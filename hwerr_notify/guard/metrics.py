@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..enums import Flags
 from ..event import Event
 from .errors import GuardError
 
@@ -34,7 +35,9 @@ class Metrics:
         self._file_task: asyncio.Task[None] | None = None
 
     def count(self, event: Event) -> None:
-        """Every record that was read; a coalesced one stands for several errors."""
+        """Every error that was read: a coalesced record stands for several, a linked one for none."""
+        if event.flags & Flags.LINKED:
+            return
         self.errors[event.source.label, event.severity.label] += max(1, event.count)
 
     def collect(self) -> Iterator[Metric]:

@@ -57,20 +57,25 @@ async def _release_backend(monitor: Monitor, name: str) -> bool:
 def _release_taps(names: list[str]) -> list[str]:
     from pyroute2 import IPRoute, NetlinkError
 
-    changed = []
+    changed, failed = [], []
     with IPRoute() as ip:
         for name in names:
             found = ip.link_lookup(ifname=name)
             if not found:
                 continue
             try:
-                ip.link("set", index=found[0], master=0, state="down")
+                # Down first, and by itself: what is on Open vSwitch has a master that is not to be taken
+                # away, and a request of which one part is refused is not done at all.
+                ip.link("set", index=found[0], state="down")
+                ip.link("set", index=found[0], master=0)
             except NetlinkError as error:
                 # ENODEV: a tap that is not persistent went with its last user.
-                if error.code == 19:
-                    continue
-                raise Fault(f"tap {name}: {os.strerror(error.code)}") from None
+                if error.code != 19:
+                    failed.append(f"tap {name}: {os.strerror(error.code)}")
+                continue
             changed.append(name)
+    if failed:
+        raise Fault("; ".join(failed))
     return changed
 
 

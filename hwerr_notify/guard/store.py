@@ -195,12 +195,12 @@ class Store:
             raise GuardError(f"{incident_id!r} is no incident: `hwerr-guard status` lists them")
         return self.incidents / incident_id
 
-    def new_id(self, vm: str) -> str:
-        """Sorts by time, holds the VM's name as far as a file name can."""
+    def new_id(self, vm: str, pid: int) -> str:
+        """Sorts by time, holds the VM's name as far as a file name can, and its process."""
         now = time.time_ns()
         stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(now // 1_000_000_000))
         safe = _UNSAFE.sub("_", vm)[:64]
-        return f"{stamp}.{now // 1_000_000 % 1000:03d}-{safe}"
+        return f"{stamp}.{now // 1_000_000 % 1000:03d}-{safe}-{pid}"
 
     def turn(self, incident_id: str) -> int:
         """The next in the order of its saves. From the event loop's thread."""

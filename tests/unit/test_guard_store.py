@@ -89,3 +89,13 @@ def test_a_newer_one_that_failed_does_not_stand_for_an_older(
     monkeypatch.undo()
     store.save(INCIDENT, older)
     assert store.load(INCIDENT.id) == INCIDENT
+
+
+def test_two_of_one_millisecond(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """VMs whose names differ only where an identifier cannot show it."""
+    monkeypatch.setattr("time.time_ns", lambda: 1_767_323_045_006_000_000)
+    ids = [store.new_id("x" * 64 + "1", 70), store.new_id("x" * 64 + "2", 71), store.new_id("ü/1", 70)]
+    assert len({*ids}) == 3
+    assert ids[2] == "20260102T030405.006-__1-70"
+    for name in ids:
+        assert store.path(name).name == name

@@ -135,8 +135,8 @@ class Bench:
         with hwerr_notify.open(names=False) as device:
             steps = Steps(policy, store, KernelGuard(device if kernel else None), sealer, no_hooks)
             incident = Incident(
-                store.new_id("web1"), boot_id() or "", "web1", None, process.pid, process.start_ticks, "x",
-                {"message": "a test"}, 1, 1, machine=vm.machine.to_json(),
+                store.new_id("web1", process.pid), boot_id() or "", "web1", None, process.pid,
+                process.start_ticks, "x", {"message": "a test"}, 1, 1, machine=vm.machine.to_json(),
             )  # fmt: skip
             await steps.save(incident)
             prepare(monitor, vm)
