@@ -316,10 +316,12 @@ def inode_of(path: str | os.PathLike[str], pid: int | None = None) -> tuple[int,
     """(device, inode) of a file as the kernel numbers them. OSError.
 
     stat(2) has another device for what is on btrfs, overlayfs and their like. With `pid`, the file is what
-    that process finds under the (absolute) path.
+    that process finds under the path.
     """
     where = Path("/proc", str(pid) if pid is not None else "self")
-    found = os.fspath(path) if pid is None else f"{where}/root/{os.fspath(path).lstrip('/')}"
+    found = os.fspath(path)
+    if pid is not None:
+        found = f"{where}/{'root' if found.startswith('/') else 'cwd'}/{found.lstrip('/')}"
     fd = os.open(found, os.O_PATH | os.O_CLOEXEC)
     try:
         info = Path(f"/proc/self/fdinfo/{fd}").read_text("ascii")

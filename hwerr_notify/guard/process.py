@@ -213,8 +213,8 @@ class Process:
         return found
 
     def stat(self, path: str) -> os.stat_result:
-        """Of what it finds under that (absolute) path. OSError."""
-        return os.stat(self._path("root", path.lstrip("/")))
+        """Of what it finds under that path. OSError."""
+        return os.stat(self._path("root" if path.startswith("/") else "cwd", path.lstrip("/")))
 
     def taps(self) -> list[str]:
         """Names of the tap interfaces it has open (drivers/net/tun.c, tun_chr_show_fdinfo)."""

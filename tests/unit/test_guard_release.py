@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from hwerr_notify.bpf import inode_of
 from hwerr_notify.guard import disks
 from hwerr_notify.guard.errors import Fault, Refused
 from hwerr_notify.guard.monitor import QmpMonitor
@@ -134,5 +135,10 @@ def test_an_image_is_known_by_what_it_is(tmp_path: Path) -> None:
     with link.open("r+b"), other.open("r+b"):
         assert [h.path for h in disks.still_held(me, frozenset({str(real)}))] == [str(link)]
         assert disks.still_held(me, frozenset({str(tmp_path / "gone.raw")})) == []
+        # As QEMU was given it, from where it runs.
+        relative = os.path.relpath(real)
+        assert [h.path for h in disks.still_held(me, frozenset({relative}))] == [str(link)]
+        assert inode_of(relative, os.getpid()) == inode_of(real) == inode_of(link, os.getpid())
+        assert inode_of(real)[1] == real.stat().st_ino
     assert disks.still_held(me, frozenset({str(real)})) == []
     me.close()
