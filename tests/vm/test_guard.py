@@ -862,7 +862,10 @@ def test_the_front(home: Path) -> None:
 
 @pytest.mark.long
 def test_a_guest_without_kvm_is_frozen_as_a_process(home: Path) -> None:
-    with Guest.start(guest_config("web1", home, accel="tcg")) as guest, Daemon(home) as daemon:
+    with (
+        Guest.start(guest_config("web1", home, accel="tcg")) as guest,
+        Daemon(home, vm="front = true") as daemon,
+    ):
         hva = guest.gpa2hva(COUNTER_GPA)
         done = daemon.run("freeze", "web1")
         assert done.returncode == 0, done.stderr
@@ -872,6 +875,9 @@ def test_a_guest_without_kvm_is_frozen_as_a_process(home: Path) -> None:
         os.kill(guest.pid, signal.SIGCONT)
         with socket.socket(socket.AF_UNIX) as raw:
             raw.connect(str(guest.qmp_path))
+        # Nothing in it answers, and its state is known all the same.
+        with Qmp.connect(home / "run/front/web1.qmp") as front:
+            assert front.execute("query-status")["status"] == "frozen"
         assert (counter(guest, hva), vcpu_time_of_all(guest)) == before
         lines, status, _ = daemon.ask("dump", name="web1")
         assert status == 0
