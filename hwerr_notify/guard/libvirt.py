@@ -275,7 +275,7 @@ class Libvirt:
                 domain.again = False
                 try:
                     monitor = await LibvirtMonitor.open(self.uri, uuid)
-                except (OSError, MonitorError) as error:
+                except (OSError, GuardError) as error:
                     self.guard.unreachable[where] = str(error)
                     domain.tried.set()
                     await asyncio.sleep(wait)
@@ -305,7 +305,7 @@ class Libvirt:
                 vm = await self.guard.add(name, uuid, monitor.pid, policy, self.uri, monitor)
             except ProcessLookupError:
                 return
-            except (OSError, ValueError, MonitorError) as error:
+            except (OSError, ValueError, GuardError) as error:
                 self.guard.unreachable[where] = str(error)
                 domain.tried.set()
                 with suppress(TimeoutError):
