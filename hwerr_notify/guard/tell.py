@@ -24,8 +24,9 @@ from .process import Process
 
 __all__ = ["Teller", "marker", "run_program"]
 
-# What each program of the cluster gets of the time for telling: two of them follow one another.
-_CLUSTER_SHARE = 0.5
+# What each program of the cluster gets of the time for telling: two of them follow one another,
+# and end before it does.
+_CLUSTER_SHARE = 0.45
 
 
 async def run_program(argv: Sequence[str], stdin: bytes, limit: float) -> str:
@@ -60,7 +61,7 @@ async def run_program(argv: Sequence[str], stdin: bytes, limit: float) -> str:
 
 
 def marker(run_dir: Path, what: str, vm: str) -> Path:
-    """The file that says that a VM is `what` ("frozen", "degraded"); its content is JSON."""
+    """The file that says that a VM is `what` ("frozen", "failed", "degraded"); its content is JSON."""
     return run_dir / what / quote(vm, safe="")
 
 
@@ -123,38 +124,47 @@ class Teller:
         await run_program(hook.run, data, hook.limit)
 
     @staticmethod
-    async def _all(jobs: list[Any]) -> list[str]:
+    async def _all(jobs: list[Any], first: list[str] | None = None) -> list[str]:
+        """What failed, in the order of the jobs. What the first returned is added to `first`."""
         results = await asyncio.gather(*jobs, return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException) and not isinstance(result, Fault):
                 raise result
+        if first is not None and isinstance(results[0], str):
+            first.append(results[0])
         return [str(result) for result in results if isinstance(result, Fault)]
 
     async def push(self, vm: str, incident: str) -> list[str]:
-        """To the cluster, if the policy has one: what failed. To be done again until it has taken it."""
+        """That it is FROZEN, to the cluster, if the policy has one: what failed, in the programs' order.
+
+        A transient attribute of this node, then the failure: what Pacemaker acts on. To be done again until
+        it has taken it.
+        """
+        return await self._pacemaker(vm, incident)
+
+    async def push_failed(self, vm: str) -> list[str]:
+        """That it could not be frozen, as `push`: the failure alone, because it may start here again."""
+        return await self._pacemaker(vm, None)
+
+    async def _pacemaker(self, vm: str, incident: str | None) -> list[str]:
         if not self.policy.pacemaker_resource:
             return []
-        return await self._all(
-            [self._pacemaker(self.policy.pacemaker_resource.replace("{name}", vm), incident)]
-        )
-
-    async def _pacemaker(self, resource: str, incident: str) -> None:
-        """A transient attribute of this node, then the failure itself: what Pacemaker acts on."""
+        resource = self.policy.pacemaker_resource.replace("{name}", vm)
         limit = _CLUSTER_SHARE * self.policy.limits["tell"]
-        for tool in ("crm_node", "attrd_updater", "crm_resource"):
-            if shutil.which(tool) is None:
-                raise Fault(f"{tool} is not installed, and the policy has [pacemaker]")
-        # The attribute alone may move the guest: it waits for nothing.
-        node, attribute = await asyncio.gather(
-            run_program(["crm_node", "-n"], b"", limit),
-            run_program(["attrd_updater", "--name", f"hwerr-{resource}", "--update", incident], b"", limit),
-            return_exceptions=True,
-        )
-        for result in (attribute, node):
-            if isinstance(result, BaseException):
-                raise result
-        assert isinstance(node, str)
-        await run_program(["crm_resource", "--fail", "--resource", resource, "--node", node], b"", limit)
+        tools = ("crm_node", "attrd_updater", "crm_resource")
+        if missing := [tool for tool in tools if shutil.which(tool) is None]:
+            return [f"{tool} is not installed, and the policy has [pacemaker]" for tool in missing]
+        jobs = [run_program(["crm_node", "-n"], b"", limit)]
+        if incident is not None:
+            # The attribute alone may move the guest: it waits for nothing.
+            argv = ["attrd_updater", "--name", f"hwerr-{resource}", "--update", incident]
+            jobs.append(run_program(argv, b"", limit))
+        node: list[str] = []
+        failed = await self._all(jobs, node)
+        if node:
+            argv = ["crm_resource", "--fail", "--resource", resource, "--node", node[0]]
+            failed += await self._all([run_program(argv, b"", limit)])
+        return failed
 
     async def cleared(self, vm: str) -> list[str]:
         """Takes the cluster's attribute back; what failed. To be done again, as `push`."""

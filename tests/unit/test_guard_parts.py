@@ -219,12 +219,13 @@ def test_pacemaker_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     from hwerr_notify.guard.policy import Policy
     from hwerr_notify.guard.tell import Teller
 
-    teller = Teller(Policy(Path("/none"), pacemaker_resource="vm-{name}"))
+    tools = ("crm_node", "attrd_updater", "crm_resource")
+    teller = Teller(Policy(Path("/none"), pacemaker_resource="vm-{name}", limits={"tell": 1.0}))
     monkeypatch.setenv("PATH", str(tmp_path))
     assert asyncio.run(teller.push("web1", "i1")) == [
-        "crm_node is not installed, and the policy has [pacemaker]"
+        f"{tool} is not installed, and the policy has [pacemaker]" for tool in tools
     ]
-    for name in ("crm_node", "attrd_updater", "crm_resource"):
+    for name in tools:
         tool = tmp_path / name
         tool.write_text(f'#!/bin/sh\necho {name} "$@" >> {tmp_path}/said\necho node1\n', "utf-8")
         tool.chmod(0o755)
@@ -237,6 +238,23 @@ def test_pacemaker_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         "crm_resource --fail --resource vm-web1 --node node1",
         "attrd_updater --name hwerr-vm-web1 --delete",
     ]
-    (tmp_path / "crm_node").write_text("#!/bin/sh\nexit 1\n", "utf-8")
-    (why,) = asyncio.run(teller.push("web1", "i1"))
-    assert why == "crm_node ended with status 1: it says nothing"
+    # A failed freeze is the failure alone: the resource may come back here.
+    (tmp_path / "said").unlink()
+    assert asyncio.run(teller.push_failed("web1")) == []
+    assert (tmp_path / "said").read_text("utf-8").splitlines() == [
+        "crm_node -n", "crm_resource --fail --resource vm-web1 --node node1"
+    ]  # fmt: skip
+    # All that fail are named, in the same order, whichever is first.
+    for first in ("crm_node", "attrd_updater"):
+        for name in tools[:2]:
+            wait = "exec /bin/sleep 1000" if name != first else "exit 1"
+            (tmp_path / name).write_text(f"#!/bin/sh\n{wait}\n", "utf-8")
+        late, early = "did not end within 0.45 s", "ended with status 1: it says nothing"
+        assert asyncio.run(teller.push("web1", "i1")) == [
+            f"{name} {early if name == first else late}" for name in tools[:2]
+        ]
+    # The failure is told though there is no attribute.
+    (tmp_path / "said").unlink()
+    (tmp_path / "crm_node").write_text("#!/bin/sh\necho node1\n", "utf-8")
+    assert asyncio.run(teller.push("web1", "i1")) == ["attrd_updater ended with status 1: it says nothing"]
+    assert "crm_resource --fail" in (tmp_path / "said").read_text("utf-8")
