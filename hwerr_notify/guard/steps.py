@@ -151,8 +151,13 @@ class Steps:
         return await self._save_anyway(replace(incident, state="failed", frozen_ns=0, frozen_mono_ns=0))
 
     async def confirm(self, vm: Vm, incident: Incident) -> Incident:
-        """After a restart: a FROZEN guest that is not so any more is not called so. Never raises."""
+        """After a restart: a FROZEN guest that is not so any more is not called so. Never raises.
+
+        A seal that is gone (bpffs was unmounted, another release of the program) is made again first.
+        """
         try:
+            if not self.sealer.holds(vm.process, incident.steps["seal"].facts):
+                incident = await self._seal_again(vm, incident)
             await self._verify(vm, incident)
         except (GuardError, OSError) as error:
             if not vm.process.alive():
@@ -160,6 +165,18 @@ class Steps:
             seal = replace(incident.steps["seal"], state="failed", detail=str(error))
             return await self._save_anyway(replace(incident.with_step("seal", seal), state="failed"))
         return incident
+
+    async def _seal_again(self, vm: Vm, incident: Incident) -> Incident:
+        """Fault, OSError if it cannot be."""
+        try:
+            async with asyncio.timeout(self.policy.limits["seal"]):
+                step = await self._seal(vm, incident, time.time_ns())
+        except TimeoutError:
+            raise Fault(
+                f"the seal is not in force any more, nor within {self.policy.limits['seal']:g} s"
+            ) from None
+        step = replace(step, detail=f"{step.detail}; made again, because it was not in force any more")
+        return await self._save_anyway(incident.with_step("seal", step))
 
     @staticmethod
     async def _has_ended(vm: Vm, failed: bool) -> bool:

@@ -18,6 +18,7 @@ from typing import Any, Protocol, Self
 
 from testbed.guest import Guest, GuestConfig
 
+AGENT = Path(__file__).resolve().parents[2] / "packaging/ocf/guest"
 LIMIT = 300.0
 LIMITED = ("stop", "record", "release", "seal", "tell")
 
@@ -36,6 +37,26 @@ def guest_config(name: str, home: Path, *extra: str, **more: Any) -> GuestConfig
     (home / "qmp").mkdir(exist_ok=True)
     monitor = ("-qmp", f"unix:{home}/qmp/{name}.qmp,server=on,wait=off")
     return GuestConfig(name=name, extra=(*monitor, *extra), **{"code": "count", **more})
+
+
+def agent(home: Path, action: str, **parameters: str) -> int:
+    """What ocf:hwerr:guest says of web1; of its own, an init script that always says that it runs."""
+    given = {"name": "web1", "run_dir": str(home / "run"), **(parameters or {"script": "/bin/true"})}
+    done = subprocess.run(
+        [str(AGENT), action],
+        env={
+            "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+            "HOME": str(home),
+            "HA_RSCTMP": str(home),
+            "OCF_ROOT": "/usr/lib/ocf",
+            "OCF_RESOURCE_INSTANCE": "vm",
+            "OCF_RESKEY_CRM_meta_interval": "10000",
+            "__OCF_ACTION": action,
+            **{f"OCF_RESKEY_{name}": value for name, value in given.items()},
+        },
+        capture_output=True, check=False, timeout=120,
+    )  # fmt: skip
+    return done.returncode
 
 
 class Daemon:

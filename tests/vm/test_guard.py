@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from guarded import LIMIT, Daemon, counter, few, guest_config, vcpu_time
+from guarded import LIMIT, Daemon, agent, counter, few, guest_config, vcpu_time
 from hit import Injector
 from probed import Service, bad_disk
 from testbed import inject, pagemap, vfio
@@ -580,6 +580,29 @@ def test_a_disk_that_takes_nothing(home: Path, what: str) -> None:
 def test_pacemaker_that_is_not_there(home: Path, cluster: str) -> None:
     """FROZEN is told to all others at once, status answers, and what could not be told is said in time."""
     tools = home / "bin"
+def test_a_seal_that_is_gone_is_made_again(home: Path) -> None:
+    """As after an upgrade, or with bpffs unmounted: the next daemon seals what it finds FROZEN."""
+    with Guest.start(guest_config("web1", home)) as guest, Daemon(home) as daemon:
+        hva = guest.gpa2hva(COUNTER_GPA)
+        with daemon.follow() as events:
+            hit(guest)
+            assert events.next("GUEST_FROZEN", "INCIDENT_FAILED")["event"] == "GUEST_FROZEN"
+        before = counter(guest, hva)
+        daemon.kill()
+        with Seal.open_pinned() as seal:
+            assert guest.pid in seal.sealed()
+            seal.unseal(guest.pid)
+        daemon.start()
+        # No event tells: to all others it has been FROZEN all the time.
+        until(lambda: "made again" in daemon.incidents()[0]["steps"]["seal"]["detail"], LIMIT, daemon.said)
+        assert daemon.vm("web1")["state"] == "frozen"
+        assert daemon.vm("web1")["refused_runs"] is not None
+        assert agent(home, "monitor") == 7
+        assert guest.qmp is not None
+        tries_to_run(guest.qmp, "system_reset", "cont")
+        assert counter(guest, hva) == before
+
+
     tools.mkdir()
     if cluster == "hung":
         for name in CLUSTER:
