@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from .. import device as hwerr
 from .. import message as message  # what an event needs is loaded before one comes
@@ -104,6 +104,7 @@ class Guard:
         self._tried: dict[str, asyncio.Event] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._libvirts: list[Any] = []
+        self._cluster: dict[str, asyncio.Lock] = {}
 
     # -- life ------------------------------------------------------------------
 
@@ -437,8 +438,8 @@ class Guard:
             await front.close()
         if vm.monitor is not None:
             await vm.monitor.aclose()
-        self.teller.unmark("frozen", vm.name, self._marker(vm))
-        self.teller.unmark("degraded", vm.name, self._marker(vm))
+        for what in ("frozen", "failed", "degraded"):
+            self.teller.unmark(what, vm.name, self._marker(vm))
         incident = self.incidents.get(vm.incident or "")
         if incident is not None and incident.open:
             note = "QEMU ended without `clear`; its memory is lost unless it was dumped"
@@ -471,6 +472,9 @@ class Guard:
     def _take_up(self, incident: Incident) -> None:
         """Goes on with an incident of an earlier run."""
         if not incident.open:
+            # The attribute goes with the boot.
+            if incident.untold and incident.boot_id == boot_id():
+                self.spawn(self._clear_again(incident))
             return
         vm = next((v for v in self.vms.values() if v.incident == incident.id), None)
         if vm is None:
@@ -480,6 +484,10 @@ class Guard:
             self._save_learnt(vm, incident.id)
         if incident.state != "failed":
             self._work(vm, self.incidents[incident.id])
+        else:
+            _not_told(vm.name, self._mark(vm, "failed"))
+            if incident.untold:
+                self.spawn(self._failed_again(vm, incident.id))
 
     async def _gone_while_away(self, incident: Incident) -> None:
         note = "when hwerr-guard started, its process was gone"
@@ -727,7 +735,7 @@ class Guard:
     def retry(self, vm: Vm, incident: Incident) -> None:
         """A failed freeze once more; what was recorded first stays."""
         steps = {n: s for n, s in incident.steps.items() if n == "record" and s.state != "failed"}
-        incident = replace(incident, state="freezing", steps=steps)
+        incident = replace(incident, state="freezing", steps=steps, untold=False)
         self.incidents[incident.id] = incident
         self._work(vm, incident)
 
@@ -770,9 +778,8 @@ class Guard:
             step = next((n for n, s in incident.steps.items() if s.state == "failed"), None)
             why = incident.steps[step].detail if step else "; ".join(incident.notes)
             log.error("VM %s is not frozen: %s: %s", vm.name, step or incident.state, why)
-            self.teller.unmark("frozen", vm.name, self._marker(vm))
             if incident.state == "failed":
-                await self._tell("failed", vm, incident, step=step, reason=why)
+                await self._told_failed(vm, incident, step=step, reason=why)
             return
         await self._told(vm, incident)
         incident = self.incidents[incident.id]
@@ -788,18 +795,13 @@ class Guard:
     async def _told(self, vm: Vm, incident: Incident) -> None:
         if incident.done("tell"):
             # The marker is not on disk: it goes with the boot, and the process.
-            with suppress(Fault):
-                self.teller.mark("frozen", vm.name, self._marker(vm))
+            _not_told(vm.name, self._mark(vm, "frozen"))
             return
         began = time.time_ns()
         fault_point("before-tell")
-        failed = []
         facts = self._facts(vm, incident)
         log.warning("VM %s is FROZEN (incident %s)", vm.name, incident.id)
-        try:
-            self.teller.mark("frozen", vm.name, self._marker(vm))
-        except Fault as error:
-            failed.append(str(error))
+        failed = self._mark(vm, "frozen")
         if front := self.fronts.get(vm.key):
             front.frozen(incident)
         self.publish({"event": "GUEST_FROZEN", **facts})
@@ -807,7 +809,7 @@ class Guard:
         try:
             async with asyncio.timeout(self.policy.limits["tell"]):
                 hooks, refused = await asyncio.gather(
-                    self.teller.hooks("frozen", facts), self.teller.push(vm.name, incident.id)
+                    self.teller.hooks("frozen", facts), self._push(vm, incident.id)
                 )
         except TimeoutError:
             late = f"not done within {self.policy.limits['tell']:g} s"
@@ -822,13 +824,83 @@ class Guard:
         if refused:
             self.spawn(self._push_again(vm, incident.id, step, failed))
 
+    def _mark(self, vm: Vm, what: Literal["frozen", "failed"]) -> list[str]:
+        """Makes that marker, then removes the other, so that there is always one. What failed."""
+        try:
+            self.teller.mark(what, vm.name, self._marker(vm))
+        except Fault as error:
+            return [str(error)]
+        finally:
+            self.teller.unmark("failed" if what == "frozen" else "frozen", vm.name, self._marker(vm))
+        return []
+
+    async def _told_failed(self, vm: Vm, incident: Incident, **more: Any) -> None:
+        """The cluster recovers it as it would without a guard, and fences this node if it must."""
+        _not_told(vm.name, self._mark(vm, "failed"))
+        untold = self.policy.pacemaker_resource is not None
+        self.incidents[incident.id] = incident = replace(incident, untold=untold)
+        # A disk that does not answer is not waited for.
+        saved = asyncio.ensure_future(self._put(incident)) if untold else None
+        _, refused = await asyncio.gather(
+            self._tell("failed", vm, incident, **more), self._push_failed(vm, incident.id)
+        )
+        if saved is not None:
+            await saved
+        _not_told(vm.name, refused)
+        if refused:
+            self.spawn(self._failed_again(vm, incident.id))
+        elif untold:
+            await self._put(replace(self.incidents[incident.id], untold=False))
+
+    async def _failed_again(self, vm: Vm, incident_id: str) -> None:
+        """Until the cluster has taken it."""
+
+        def wanted() -> bool:
+            return self.incidents[incident_id].state == "failed"
+
+        if await self._until_taken(wanted, lambda: self._push_failed(vm, incident_id)) and wanted():
+            incident = await self._put(replace(self.incidents[incident_id], untold=False))
+            log.warning("VM %s: the cluster is told", vm.name)
+            self.publish({"event": "INCIDENT_TOLD", **self._facts(vm, incident)})
+
+    def _alone(self, name: str) -> asyncio.Lock:
+        """What the cluster is told of a VM must come in the order in which it became so."""
+        return self._cluster.setdefault(name, asyncio.Lock())
+
+    async def _push(self, vm: Vm, incident_id: str) -> list[str]:
+        """That it is FROZEN, while it is so; what failed."""
+        async with self._alone(vm.name):
+            refused = []
+            if self.incidents[incident_id].state == "frozen":
+                refused = await self.teller.push(vm.name, incident_id)
+        if self.incidents[incident_id].state != "frozen":
+            return await self._clear(vm.name)
+        return refused
+
+    async def _push_failed(self, vm: Vm, incident_id: str) -> list[str]:
+        """That it could not be frozen, while that is so; what failed."""
+        async with self._alone(vm.name):
+            if self.incidents[incident_id].state != "failed":
+                return []
+            return await self.teller.push_failed(vm.name)
+
+    async def _clear(self, name: str) -> list[str]:
+        """Takes the attribute back, if no VM of that name has an open incident; what failed."""
+        async with self._alone(name):
+            return await self.teller.cleared(name) if self._nothing_open(name)() else []
+
+    async def _clear_again(self, incident: Incident) -> None:
+        """Until the cluster has taken it, or there is another reason for the attribute."""
+        await self._until_taken(self._nothing_open(incident.vm), lambda: self._clear(incident.vm))
+        await self._put(replace(self.incidents[incident.id], untold=False))
+
     async def _push_again(self, vm: Vm, incident_id: str, step: Step, failed: list[str]) -> None:
         """Until the cluster has taken it. Its attribute is what moves the guest: once is not enough."""
 
         def wanted() -> bool:
             return self.incidents[incident_id].state == "frozen"
 
-        if await self._until_taken(wanted, lambda: self.teller.push(vm.name, incident_id)):
+        if await self._until_taken(wanted, lambda: self._push(vm, incident_id)) and wanted():
             step = Step("failed" if failed else "done", step.began_ns, time.time_ns(), "; ".join(failed))
             incident = await self._put(self.incidents[incident_id].with_step("tell", step))
             log.warning("VM %s: the cluster is told", vm.name)
@@ -880,17 +952,18 @@ class Guard:
         vm = next((v for v in self.vms.values() if v.incident == incident_id), None)
         if vm is not None and vm.work is not None and not vm.work.done():
             raise GuardError(f"incident {incident_id} is being worked on: see `hwerr-guard status`")
-        incident = await self._put(replace(incident, state="cleared"))
+        untold = vm is not None and self.policy.pacemaker_resource is not None
+        incident = await self._put(replace(incident, state="cleared", untold=untold))
         if vm is not None:
             vm.process.kill()
             while vm.process.alive():
                 await vm.changed.wait()
                 vm.changed.clear()
-            if refused := await self.teller.cleared(vm.name):
+            if refused := await self._clear(vm.name):
                 _not_told(vm.name, refused)
-                self.spawn(
-                    self._until_taken(self._nothing_open(vm.name), lambda: self.teller.cleared(vm.name))
-                )
+                self.spawn(self._clear_again(incident))
+            elif untold:
+                incident = await self._put(replace(incident, untold=False))
             await self._tell("cleared", vm, incident)
         return incident
 

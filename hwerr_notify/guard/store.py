@@ -75,6 +75,8 @@ class Incident:
     machine: dict[str, Any] = field(default_factory=dict)
     dump: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
+    # The cluster has not taken yet that it failed, or that it is cleared. Of frozen the step `tell` says it.
+    untold: bool = False
 
     def done(self, step: str) -> bool:
         """Whether the step came to its end, if only by weaker means."""

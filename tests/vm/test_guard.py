@@ -559,6 +559,10 @@ def test_a_disk_that_takes_nothing(home: Path, what: str) -> None:
             assert (told["event"], told["step"]) == ("INCIDENT_FAILED", "record")
             assert {"full": "No space left", "read-only": "Read-only"}[what] in told["reason"]
             assert daemon.run("status", "web1").returncode == 11
+            # The cluster is not told that it runs, nor that it is stopped.
+            assert agent(home, "monitor") == 1
+            assert agent(home, "stop") == 1, "its process lives"
+            assert agent(home, "start") == 4
             # Not FROZEN, and sealed all the same.
             before = counter(guest, hva)
             assert guest.qmp is not None
@@ -570,16 +574,12 @@ def test_a_disk_that_takes_nothing(home: Path, what: str) -> None:
                 subprocess.run(["mount", "-o", "remount,rw", str(state)], check=True)
             done = daemon.run("freeze", "web1")
             assert (done.returncode, done.stderr) == (0, "")
+            assert agent(home, "monitor") == 7
             daemon.kill()
     finally:
         subprocess.run(["umount", "-l", str(state)], check=True)
 
 
-@pytest.mark.parametrize("cluster", ["absent", "hung"])
-@pytest.mark.long
-def test_pacemaker_that_is_not_there(home: Path, cluster: str) -> None:
-    """FROZEN is told to all others at once, status answers, and what could not be told is said in time."""
-    tools = home / "bin"
 def test_a_seal_that_is_gone_is_made_again(home: Path) -> None:
     """As after an upgrade, or with bpffs unmounted: the next daemon seals what it finds FROZEN."""
     with Guest.start(guest_config("web1", home)) as guest, Daemon(home) as daemon:
@@ -603,6 +603,11 @@ def test_a_seal_that_is_gone_is_made_again(home: Path) -> None:
         assert counter(guest, hva) == before
 
 
+@pytest.mark.parametrize("cluster", ["absent", "hung"])
+@pytest.mark.long
+def test_pacemaker_that_is_not_there(home: Path, cluster: str) -> None:
+    """FROZEN is told to all others at once, status answers, and what could not be told is said in time."""
+    tools = home / "bin"
     tools.mkdir()
     if cluster == "hung":
         for name in CLUSTER:

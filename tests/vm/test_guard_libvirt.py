@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import guarded
 import pytest
 from guarded import LIMIT, Daemon, counter
 from testbed import inject, pagemap
@@ -21,8 +22,7 @@ pytestmark = [pytest.mark.amd, pytest.mark.long]
 
 URI = "qemu:///system"
 HIT_GPA = 0x200000
-AGENT = Path(__file__).resolve().parents[2] / "packaging/ocf/guest"
-RUNS, NOT_RUNNING, REFUSED = 0, 7, 4
+RUNS, FAILED, NOT_RUNNING, REFUSED = 0, 1, 7, 4
 
 DOMAIN = """\
 <domain type="kvm"><name>{name}</name><memory unit="MiB">64</memory>
@@ -139,23 +139,7 @@ def daemon_of(home: Path) -> Daemon:
 
 def agent(home: Path, action: str) -> int:
     """What ocf:hwerr:guest says of the domain; it leaves a healthy one to ocf:heartbeat:VirtualDomain."""
-    done = subprocess.run(
-        [str(AGENT), action],
-        env={
-            "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
-            "HOME": str(home),
-            "HA_RSCTMP": str(home),
-            "OCF_ROOT": "/usr/lib/ocf",
-            "OCF_RESOURCE_INSTANCE": "vm",
-            "OCF_RESKEY_CRM_meta_interval": "10000",
-            "OCF_RESKEY_name": "web1",
-            "OCF_RESKEY_config": str(home / "web1.xml"),
-            "OCF_RESKEY_run_dir": str(home / "run"),
-            "__OCF_ACTION": action,
-        },
-        capture_output=True, check=False, timeout=120,
-    )  # fmt: skip
-    return done.returncode
+    return guarded.agent(home, action, config=str(home / "web1.xml"))
 
 
 def test_frozen_whatever_libvirt_is_told(home: Path, disk: Path) -> None:
@@ -197,6 +181,7 @@ def test_libvirt_hangs(home: Path, disk: Path, libvirtd: subprocess.Popen[bytes]
         inject.hwpoison(pfn)
         told = events.next("GUEST_FROZEN", "INCIDENT_FAILED")
         assert (told["event"], told["step"]) == ("INCIDENT_FAILED", "record")
+        assert agent(home, "monitor") == FAILED
         before = counter(guest, hva)
         os.kill(libvirtd.pid, signal.SIGCONT)
         virsh("resume", "web1")
