@@ -41,9 +41,7 @@ _SO_ACCEPTCON = 0x10000
 # block/file-posix.c of QEMU: RAW_LOCK_PERM_BASE, a byte for each permission. The first is to
 # read, which an inactive image keeps and which bars nobody. The lock of a pid file begins at 0.
 _LOCK_OF_READING = 100
-_LOCK = re.compile(
-    r"^lock:\s*\d+: (?:OFDLCK|POSIX)\s+\S+\s+\S+\s+\S+\s+\S+\s+(\d+)\s+(\d+|EOF)\s*$", re.M
-)
+_LOCK = re.compile(r"^lock:\s*\d+: (?:OFDLCK|POSIX)\s+\S+\s+\S+\s+\S+\s+\S+\s+(\d+)\s+(\d+|EOF)\s*$", re.M)
 _FLAGS = re.compile(r"^flags:\s*([0-7]+)", re.M)
 _TAP = re.compile(r"^iff:[ \t]*(\S+)", re.M)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,9 @@ class Seals(Sealer):
     def holds(self, process: Process, sealed: dict[str, Any]) -> bool:
         return self.held
 
-    async def seal(self, process: Process, *, kvm: bool, whole: bool, limit: float) -> Sealed:
+    async def seal(
+        self, process: Process, *, kvm: bool, whole: bool, limit: float, images: Iterable[str] = ()
+    ) -> Sealed:
         if self.why_not:
             raise Fault(self.why_not)
         self.held = True

@@ -480,7 +480,7 @@ def test_the_machine_is_that_of_the_record(tmp_path: Path) -> None:
         guard = guard_in(tmp_path)
         at_connect, at_record = Machine(images=("/a",)), Machine(images=("/a", "/b"), taps=("t0",))
         incident = Incident(
-            guard.store.new_id("web1"), boot_id() or "", "web1", None, ME.pid, ME.start_ticks, "/q",
+            guard.store.new_id("web1", ME.pid), boot_id() or "", "web1", None, ME.pid, ME.start_ticks, "/q",
             {"message": "m"}, 1, 2, machine=at_connect.to_json(),
         ).with_step("stop", Step("done", 1, 2))  # fmt: skip
         for step, expected in (

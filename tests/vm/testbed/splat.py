@@ -91,4 +91,3 @@ def find_splats(lines: Iterable[str], allow: Sequence[str] = ()) -> list[str]:
 def taint_names(tainted: int) -> list[str]:
     """What splats the taint flags tell of."""
     return [name for bit, name in _TAINTS.items() if tainted >> bit & 1]
-
