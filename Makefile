@@ -24,7 +24,7 @@ test-long:	## what takes too long for `make test`: loads under a storm, races, f
 	HWERR_LONG=1 .venv/bin/python scripts/test --no-host --cpus amd --kernels "$(KERNELS)" --timeout 7200 \
 		tests/vm/test_module.py tests/vm/test_races.py tests/vm/test_guard.py tests/vm/test_guard_steps.py \
 		tests/vm/test_guard_libvirt.py tests/vm/test_trace.py tests/vm/test_moduleless.py \
-		tests/vm/test_trust.py tests/vm/test_probe_service.py
+		tests/vm/test_trust.py tests/vm/test_probe_service.py tests/vm/test_watch.py
 	HWERR_LONG=1 .venv/bin/python -m pytest -q -p no:cacheprovider tests/boots/test_lockdown.py
 	HWERR_QEMU=$$(scripts/qemu trixie) .venv/bin/python -m pytest -q -p no:cacheprovider tests/unit/test_guard_release.py
 

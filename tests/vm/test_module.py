@@ -18,7 +18,7 @@ from testbed.records import MceRecord
 import hwerr_notify
 from hwerr_notify import Source
 
-ROUNDS = 100 if os.environ.get("HWERR_LONG") else 16
+ROUNDS = 100 if os.environ.get("HWERR_LONG") else 10
 # What other users of a cache may keep meanwhile; of a hundred rounds, one object in two.
 NOISE = 50
 TRACING = Path("/sys/kernel/tracing")

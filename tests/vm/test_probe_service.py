@@ -97,6 +97,7 @@ def test_a_missing_module_takes_down_its_probes_only() -> None:
         modprobe("kvm_amd")
 
 
+@pytest.mark.anywhere
 def test_what_stands_in_the_way_is_said() -> None:
     unprivileged = (
         "import os, sys; os.setuid(65534); sys.argv = {}; "

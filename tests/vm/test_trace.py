@@ -250,6 +250,7 @@ def ends(*argv: str, **more: Any) -> tuple[int, str]:
 
 
 @pytest.mark.amd
+@pytest.mark.anywhere
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
     nobody = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
     assert ends(*nobody, "hwerr-trace") == (5, "hwerr-trace: not permitted: run as root")

@@ -75,6 +75,7 @@ def test_watch_with_that_one_right_sees_all(publisher: h.Device) -> None:
     assert stats(*ADMIN)["records"] >= 1
 
 
+@pytest.mark.anywhere
 @pytest.mark.parametrize(
     ("argv", "status", "said"),
     [

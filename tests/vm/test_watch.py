@@ -24,6 +24,8 @@ from testbed.guest import GuestConfig
 import hwerr_notify as h
 from hwerr_notify import cli
 
+pytestmark = pytest.mark.anywhere
+
 S = h.Severity
 TICK = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 LIMIT = 120.0
