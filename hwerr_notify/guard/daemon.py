@@ -377,6 +377,9 @@ class Guard:
             # First: a monitor that hangs now is no reason not to stop it when it is hit.
             self._arm(vm)
             vm.machine = await look(monitor, vm.process)
+            if not vm.machine.kvm:
+                # The kernel takes a guard for a VM that is yet to be made.
+                vm.armed = vm.armed or "it does not run under KVM"
             if vm.machine.taps:
                 await asyncio.to_thread(net.get_ready)
         if policy.front and vm.key not in self.fronts:

@@ -161,9 +161,8 @@ class Sealer:
                 reason = f"KVM_RUN is not refused ({why}), and " if why else ""
                 raise Fault(f"{reason}the process cannot be frozen: {error}") from None
         if by_lsm:
-            return Sealed(
-                False, whole, "KVM_RUN and opening its disks refused" + (", process frozen" if whole else "")
-            )
+            how = "KVM_RUN and opening its disks refused" + await self._keep_out(process, images, limit / 2)
+            return Sealed(False, whole, how + (", process frozen" if whole else ""))
         return Sealed(True, True, f"process frozen by cgroup; KVM_RUN is not refused: {why}")
 
     async def _keep_out(self, process: Process, images: Iterable[str], limit: float) -> str:
