@@ -442,6 +442,7 @@ def test_owners_while_everything_moves() -> None:
     races(count, float(os.environ.get("HWERR_RACES_SECONDS", "25")))
 
 
+@pytest.mark.timeout(5400)
 def test_twenty_thousand_errors() -> None:
     races(20_000, float("inf"))
 
