@@ -344,6 +344,13 @@ class Bed:
         with ThreadPoolExecutor(len(NODES)) as pool:
             return list(pool.map(what, self.nodes.values()))
 
+    def await_write(self, node: str, after: int, limit: float) -> Write:
+        """As Disk.await_write(); if none comes, the error says where that node's guest is."""
+        try:
+            return self.disk.await_write(node, after, limit)
+        except TimeoutError as error:
+            raise BedError(f"{error}:\n{self.nodes[node].stuck()}") from None
+
     def other(self, node: Remote) -> Remote:
         return self.nodes[NODES[1 - NODES.index(node.name)]]
 

@@ -25,7 +25,7 @@ def guarded(bed: Bed) -> tuple[timeline.Timeline, bool]:
     bed.each(lambda node: node.guarded())
     alpha = bed.nodes["alpha"]
     alpha.configure()
-    bed.disk.await_write("alpha", 0, LIMIT)
+    bed.await_write("alpha", 0, LIMIT)
     alpha.settle()
     say("an uncorrected memory error under it")
     done = fail_over(bed, alpha, 1)
@@ -47,7 +47,7 @@ def stock(bed: Bed) -> timeline.Timeline:
     bed.each(lambda node: node.unguarded())
     before = len(bed.disk)
     alpha.configure(what="stock")
-    bed.disk.await_write("alpha", before, LIMIT)
+    bed.await_write("alpha", before, LIMIT)
     alpha.settle()
     say("an uncorrected memory error under it")
     line = stock_fail_over(bed, alpha)

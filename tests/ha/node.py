@@ -30,6 +30,7 @@ from typing import Any
 import guarded
 from guarded import Daemon, vcpu_time
 from testbed import inject
+from testbed.errors import TestbedError
 from testbed.kernel import modprobe
 from testbed.qmp import Qmp
 from testbed.records import MceRecord
@@ -44,6 +45,8 @@ NODES = ("alpha", "beta")
 # An uncorrected DRAM error as AMD's northbridge (bank 4) logs it: VAL UC EN MISCV ADDRV.
 UNCORRECTED = 0xBC00_0000_0008_0813
 HIT_GPA = 0x200000
+
+_OF_A_THREAD = ("comm", "stat", "syscall", "stack")
 
 COROSYNC = """\
 totem {
@@ -356,6 +359,24 @@ class Node:
     def still(self, pid: int) -> list[tuple[int, int]]:
         """CPU times of a guest's vCPU threads."""
         return vcpu_time(_Process(pid))  # type: ignore[arg-type]
+
+    def stuck(self) -> str:
+        """What the guest's threads wait for, and what QEMU says of it: for people."""
+        pid = self.pid()
+        if not pid:
+            return "no guest runs here"
+        lines = []
+        for task in sorted(Path(f"/proc/{pid}/task").iterdir()):
+            said = {name: (task / name).read_text("utf-8", "replace").strip() for name in _OF_A_THREAD}
+            lines.append(f"{said['comm']}: {said['stat'].rpartition(')')[2].split()[0]}, {said['syscall']}")
+            lines.append(said["stack"])
+        try:
+            qmp = Qmp.connect(HOME / "any.qmp")
+            lines += [qmp.hmp(command) for command in ("info status", "info registers", "info block")]
+            qmp.close()
+        except TestbedError as error:
+            lines.append(str(error))
+        return "\n".join(lines)
 
     def alive(self, pid: int) -> bool:
         """Whether the process is there."""

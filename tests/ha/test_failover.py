@@ -52,7 +52,7 @@ def test_failovers(bed: Bed) -> None:
     counts = {name: len(node.incidents()) for name, node in bed.nodes.items()}
     before = len(bed.disk)
     order = [bed.nodes["alpha"].where()]
-    bed.disk.await_write(order[0], before, LIMIT)
+    bed.await_write(order[0], before, LIMIT)
     for n in range(FAILOVERS):
         source = bed.nodes[order[-1]]
         counts[source.name] += 1
@@ -66,7 +66,7 @@ def test_failovers(bed: Bed) -> None:
         assert source.alive(pid=failover.pid)
         assert bed.other(source).where() == failover.target
         still = source.still(pid=failover.pid)
-        bed.disk.await_write(failover.target, len(bed.disk), LIMIT)
+        bed.await_write(failover.target, len(bed.disk), LIMIT)
         assert source.still(pid=failover.pid) == still
         source.clear(incident=failover.incident["id"])
         assert not source.alive(pid=failover.pid)
