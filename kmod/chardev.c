@@ -156,7 +156,7 @@ static bool zeroed(const void *p, size_t len)
 	return !memchr_inv(p, 0, len);
 }
 
-/* Whether an info from user space is one the kernel could have made. */
+/* Whether an info of a program is one the kernel could have made. */
 static bool info_ok(const struct hwerr_info *info)
 {
 	static const u16 size[HWERR_INFO_COUNT] = {
@@ -240,7 +240,7 @@ static bool info_ok(const struct hwerr_info *info)
 	return false;
 }
 
-/* What write() may not claim: it is the kernel's to say. */
+/* What a program may not claim: it is the kernel's to say. */
 #define KERNEL_FLAGS	(HWERR_F_REDACTED | HWERR_F_STOPPED)
 
 int hwerr_record_check(const void *buf, size_t len)

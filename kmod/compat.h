@@ -190,4 +190,21 @@ static inline const char *hwerr_mf_type_name(int type)
 	return type >= 0 && type < ARRAY_SIZE(names) ? names[type] : NULL;
 }
 
+/*
+ * kfunc.c: how a function is offered to BPF programs
+ */
+#include <linux/btf.h>
+#include <linux/btf_ids.h>
+
+/* 6.3, 57e7c169cd6a ("bpf: Add __bpf_kfunc tag for marking kernel functions as kfuncs") */
+#ifndef __bpf_kfunc
+#define __bpf_kfunc		__used noinline
+#endif
+
+/* 6.9, 6f3189f38a3e ("bpf: treewide: Annotate BPF kfuncs in BTF") */
+#ifndef BTF_KFUNCS_START
+#define BTF_KFUNCS_START(name)	BTF_SET8_START(name)
+#define BTF_KFUNCS_END(name)	BTF_SET8_END(name)
+#endif
+
 #endif /* _HWERR_COMPAT_H */

@@ -107,7 +107,7 @@ void hwerr_owners_exit(void);
 /* chardev.c */
 int hwerr_chardev_init(void);
 void hwerr_chardev_exit(void);
-/* Checks records from user space: 0 or -EINVAL. Pure. */
+/* Checks records of a program: 0 or -EINVAL. Pure; any context. */
 int hwerr_record_check(const void *buf, size_t len);
 
 /*

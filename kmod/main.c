@@ -20,6 +20,7 @@
 
 #include "guard.h"
 #include "hwerr.h"
+#include "kfunc.h"
 #include "ring.h"
 
 static const struct hwerr_source_ops * const sources[] = {
@@ -155,6 +156,7 @@ static int __init hwerr_init(void)
 	}
 	ready = true;
 	mutex_unlock(&sources_lock);
+	hwerr_kfunc_init();
 	/* Before the load ends: what waits for it may clear these. */
 	hwerr_lastboot_report();
 	queue_work(system_unbound_wq, &earlier_work);
@@ -180,6 +182,7 @@ static void __exit hwerr_exit(void)
 	for (i = ARRAY_SIZE(sources) - 1; i >= 0; i--)
 		detach(i);
 	mutex_unlock(&sources_lock);
+	hwerr_kfunc_exit();
 	hwerr_chardev_exit();
 	hwerr_guard_exit();
 	hwerr_record_exit();

@@ -4,7 +4,7 @@
 
 struct hwerr_record;
 
-/* Publishes a checked record from user space; process context. */
+/* Publishes a checked record of a program, from user space or BPF; any context but NMI. */
 void hwerr_publish_user(struct hwerr_record *rec);
 
 #endif /* _HWERR_RECORD_H */

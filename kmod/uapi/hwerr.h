@@ -73,6 +73,7 @@
  * published; EINVAL means none was. The kernel
  * sets @seq and @lost, always HWERR_F_SOFTWARE, @id if 0, @count if 0, and
  * the times if @time_mono_ns is 0. It takes CAP_SYS_ADMIN of the opener.
+ * What a BPF program publishes by the module's function for it is held to the same.
  *
  * Guarding
  * --------
@@ -156,7 +157,7 @@ enum hwerr_component {
 
 /* hwerr_record.flags */
 #define HWERR_F_ACTION_REQUIRED	0x00000001	/* the context hit cannot go on */
-#define HWERR_F_SOFTWARE	0x00000002	/* came in by write(2) */
+#define HWERR_F_SOFTWARE	0x00000002	/* came in by write(2), or BPF */
 #define HWERR_F_OWNERS_UNKNOWN	0x00000004	/* some owner could not be determined */
 #define HWERR_F_OWNERS_TRUNCATED 0x00000008	/* more owners than the record lists */
 #define HWERR_F_COALESCED	0x00000010	/* @count repetitions of record @id */
