@@ -8,11 +8,15 @@
  * function is where every vendor's path ends, and has the vCPU at hand, which the
  * tracepoint kvm_userspace_exit has not.
  */
-#include "emit.h"
+#include "direct.h"
 
 #define EINTR			4
 #define EIO			5
 #define EAGAIN			11
+#define ENOMEM			12
+#define EFAULT			14
+#define EINVAL			22
+#define EHWPOISON		133
 
 /* linux/kvm.h */
 #define KVM_EXIT_UNKNOWN	0
@@ -72,20 +76,6 @@ static __always_inline bool get_rip(void *vcpu, __u64 *rip)
 	return avail & 1UL << VCPU_REGS_RIP;
 }
 
-static __always_inline void fill(struct hwerr_probe_kvm *e, struct kvm_vcpu *vcpu,
-				 __u32 reason, int ret)
-{
-	__u64 rip = 0;
-
-	e->vcpu = BPF_CORE_READ(vcpu, vcpu_id);
-	e->exit_reason = reason;
-	e->error = ret < 0 ? ret : 0;
-	if (get_rip(vcpu, &rip)) {
-		e->rip = rip;
-		e->flags |= HWERR_PROBE_RIP;
-	}
-}
-
 static __always_inline void insn(struct hwerr_probe_kvm *e, struct kvm_run *run)
 {
 	__u32 words = BPF_CORE_READ(run, emulation_failure.ndata);
@@ -97,6 +87,26 @@ static __always_inline void insn(struct hwerr_probe_kvm *e, struct kvm_run *run)
 		return;
 	e->insn_len = len < 15 ? len : 15;
 	bpf_core_read(e->insn, 15, &run->emulation_failure.insn_bytes);
+}
+
+static __always_inline void fill(struct hwerr_probe_kvm *e, struct kvm_vcpu *vcpu,
+				 struct kvm_run *run, __u32 reason, int ret, __u64 detail,
+				 __u32 suberror)
+{
+	__u64 rip = 0;
+
+	e->vcpu = BPF_CORE_READ(vcpu, vcpu_id);
+	e->exit_reason = reason;
+	e->error = ret < 0 ? ret : 0;
+	e->detail = detail;
+	e->suberror = suberror;
+	if (get_rip(vcpu, &rip)) {
+		e->rip = rip;
+		e->flags |= HWERR_PROBE_RIP;
+	}
+	if (ret >= 0 && reason == KVM_EXIT_INTERNAL_ERROR &&
+	    suberror == KVM_INTERNAL_ERROR_EMULATION)
+		insn(e, run);
 }
 
 /* What the guest said by this exit: HWERR_PROBE_COUNT if it is not about a panic. */
@@ -117,6 +127,115 @@ static __always_inline __u32 panic(struct kvm_vcpu *vcpu, struct kvm_run *run, _
 	*detail = byte;
 	return byte & (PVPANIC_PANICKED | PVPANIC_CRASHLOADED) ? HWERR_PROBE_PANIC
 							       : HWERR_PROBE_COUNT;
+}
+
+/* Words of a KVM_INTERNAL_ERROR_*. */
+#define SUBERRORS	5
+
+static const char suberrors[SUBERRORS][48] = {
+	[1] = "emulation failure",
+	[2] = "an exception while another was delivered",
+	[3] = "an event could not be delivered",
+	[4] = "an exit it does not know",
+};
+
+static __always_inline long line_errno(struct hwerr_scratch *s, char *text, __u32 size, int err)
+{
+	switch (err) {
+	case ENOMEM:
+		return BPF_SNPRINTF(text, size, "KVM_RUN failed%s: Cannot allocate memory", s->at);
+	case EFAULT:
+		return BPF_SNPRINTF(text, size, "KVM_RUN failed%s: Bad address", s->at);
+	case EINVAL:
+		return BPF_SNPRINTF(text, size, "KVM_RUN failed%s: Invalid argument", s->at);
+	case EHWPOISON:
+		return BPF_SNPRINTF(text, size,
+				    "KVM_RUN failed%s: Memory page has hardware error", s->at);
+	}
+	return BPF_SNPRINTF(text, size, "KVM_RUN failed%s: error %d", s->at, err);
+}
+
+static __always_inline long line_internal(struct hwerr_scratch *s, char *text, __u32 size)
+{
+	const struct hwerr_probe_kvm *e = &s->kvm;
+	__u32 n = e->suberror;
+	int i;
+
+	if (!n || n >= SUBERRORS)
+		return BPF_SNPRINTF(text, size, "KVM internal error%s: suberror %u", s->at, n);
+	if (!e->insn_len)
+		return BPF_SNPRINTF(text, size, "KVM internal error%s: %s", s->at, suberrors[n]);
+#pragma unroll
+	for (i = 0; i < 15; i++) {
+		__u8 high = e->insn[i] >> 4, low = e->insn[i] & 0xf;
+
+		if ((__u32)i >= e->insn_len)
+			break;
+		s->more[3 * i] = ' ';
+		s->more[3 * i + 1] = high + (high < 10 ? '0' : 'a' - 10);
+		s->more[3 * i + 2] = low + (low < 10 ? '0' : 'a' - 10);
+	}
+	return BPF_SNPRINTF(text, size, "KVM internal error%s: %s, instruction%s", s->at,
+			    suberrors[n], s->more);
+}
+
+static __always_inline long line_kvm(struct hwerr_scratch *s, char *text, __u32 size)
+{
+	const struct hwerr_probe_kvm *e = &s->kvm;
+
+	if (e->flags & HWERR_PROBE_RIP)
+		BPF_SNPRINTF(s->at, sizeof(s->at), " at 0x%llx", e->rip);
+	if (e->error)
+		return line_errno(s, text, size, -e->error);
+	switch (e->exit_reason) {
+	case KVM_EXIT_INTERNAL_ERROR:
+		return line_internal(s, text, size);
+	case KVM_EXIT_SHUTDOWN:
+		return BPF_SNPRINTF(text, size, "the guest shut down by a triple fault%s", s->at);
+	case KVM_EXIT_FAIL_ENTRY:
+		return BPF_SNPRINTF(text, size,
+				    "KVM could not enter the guest%s, hardware reason 0x%llx",
+				    s->at, e->detail);
+	}
+	return BPF_SNPRINTF(text, size, "KVM left the guest%s for an unknown reason 0x%llx",
+			    s->at, e->detail);
+}
+
+static __always_inline long line_panic(struct hwerr_scratch *s, char *text, __u32 size)
+{
+	if (s->kvm.exit_reason == KVM_EXIT_SYSTEM_EVENT)
+		return BPF_SNPRINTF(text, size, "the guest panicked, as it says by a system event");
+	if (s->kvm.detail & PVPANIC_PANICKED)
+		return BPF_SNPRINTF(text, size, "the guest panicked, as it says through pvpanic");
+	return BPF_SNPRINTF(text, size,
+			    "the guest panicked and runs its crash kernel, as it says through pvpanic");
+}
+
+static __always_inline void publish(struct hwerr_scratch *s, __u32 type)
+{
+	const struct hwerr_probe_kvm *e = &s->kvm;
+	long n;
+
+	if (type == HWERR_PROBE_PANIC)
+		hwerr_draft_head(s, &e->head, HWERR_SRC_PANIC, HWERR_SEV_RECOVERABLE, e->detail);
+	else
+		hwerr_draft_head(s, &e->head, HWERR_SRC_KVM, HWERR_SEV_RECOVERABLE, e->exit_reason);
+	s->vcpu.head.len = sizeof(s->vcpu);
+	s->vcpu.head.type = HWERR_INFO_VCPU;
+	s->vcpu.vcpu = e->vcpu;
+	s->vcpu.exit_reason = e->exit_reason;
+	s->vcpu.suberror = e->suberror;
+	s->vcpu.error = e->error;
+	s->vcpu.rip = e->rip;
+	s->vcpu.detail = e->detail;
+	s->vcpu.flags = e->flags & HWERR_PROBE_RIP ? HWERR_VCPU_RIP : 0;
+	s->vcpu.insn_len = e->insn_len;
+	__builtin_memcpy(s->vcpu.insn, e->insn, sizeof(s->vcpu.insn));
+	if (type == HWERR_PROBE_PANIC)
+		n = line_panic(s, s->vcpu_line.text, sizeof(s->vcpu_line.text));
+	else
+		n = line_kvm(s, s->vcpu_line.text, sizeof(s->vcpu_line.text));
+	hwerr_publish(s, &s->vcpu_line, n, type);
 }
 
 SEC("fexit/kvm_arch_vcpu_ioctl_run")
@@ -155,16 +274,19 @@ int BPF_PROG(hwerr_kvm_run, struct kvm_vcpu *vcpu, int ret)
 			return 0;
 		}
 	}
-	e = hwerr_reserve(type, sizeof(*e), bpf_get_current_task_btf());
-	if (!e)
+	if (hwerr_direct) {
+		e = hwerr_draft(type, sizeof(*e), bpf_get_current_task_btf());
+		if (e) {
+			fill(e, vcpu, run, reason, ret, detail, suberror);
+			publish((void *)e, type);
+		}
 		return 0;
-	fill(e, vcpu, reason, ret);
-	e->detail = detail;
-	e->suberror = suberror;
-	if (ret >= 0 && reason == KVM_EXIT_INTERNAL_ERROR &&
-	    suberror == KVM_INTERNAL_ERROR_EMULATION)
-		insn(e, run);
-	HWERR_EMIT(e);
+	}
+	e = hwerr_reserve(type, sizeof(*e), bpf_get_current_task_btf());
+	if (e) {
+		fill(e, vcpu, run, reason, ret, detail, suberror);
+		HWERR_EMIT(e);
+	}
 	return 0;
 }
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What the probes tell their loader, through the ring buffer "hwerr_events".
+ * What the probes tell their loader, through the ring buffer "hwerr_events", and what those
+ * that publish by themselves make a record of.
  *
  * Included after the kernel's types on either side; same bytes on both, no padding
  * that is not named. Each struct begins with its head.
@@ -22,8 +23,8 @@ enum hwerr_probe_type {
 
 /**
  * struct hwerr_probe_count - element of the array "hwerr_counts", by type
- * @emitted: put into the ring buffer
- * @dropped: not, because it was full or they were too many in a second
+ * @emitted: put into the ring buffer, or published
+ * @dropped: not, because there was no room or they were too many in a second
  * @second: CLOCK_MONOTONIC in seconds that @recent is of
  * @recent: events in that second
  */
@@ -32,6 +33,16 @@ struct hwerr_probe_count {
 	__u64 dropped;
 	__u64 second;
 	__u64 recent;
+};
+
+/**
+ * struct hwerr_probe_told - element of the array "hwerr_told", by type; the loader's
+ * @told: of the @dropped, what it has made known
+ * @direct: the probe publishes by itself, through the module's function for it
+ */
+struct hwerr_probe_told {
+	__u64 told;
+	__u64 direct;
 };
 
 /**

@@ -23,8 +23,8 @@ from types import TracebackType
 from typing import Any, Self
 
 __all__ = [
-    "PIN_DIR", "BpfError", "BpfObject", "Map", "Ring", "Seal", "SealState", "capable", "locked", "start_of",
-    "unavailable",
+    "PIN_DIR", "BpfError", "BpfObject", "Map", "Ring", "Seal", "SealState", "capable", "locked",
+    "module_offers", "start_of", "unavailable",
 ]  # fmt: skip
 
 PIN_DIR = Path("/sys/fs/bpf/hwerr")
@@ -83,6 +83,14 @@ def capable(*capabilities: int) -> bool:
 def kernel_has_type(name: str) -> bool:
     """Whether the kernel's own BTF has a function, type or member of that name."""
     return b"\0" + name.encode() + b"\0" in Path("/sys/kernel/btf/vmlinux").read_bytes()
+
+
+def module_offers(module: str, function: str) -> bool:
+    """Whether a loaded module describes, by its BTF, a function of that name."""
+    try:
+        return b"\0" + function.encode() + b"\0" in Path("/sys/kernel/btf", module).read_bytes()
+    except OSError:
+        return False
 
 
 def unavailable(pin_dir: Path | None = PIN_DIR) -> str | None:
@@ -245,6 +253,11 @@ class BpfObject:
         """Has the object use a map that there is already. Before load()."""
         if self._lib.bpf_map__reuse_fd(self._map(name), other.fd) != 0:
             raise _failed(self._lib, self._ffi, f"using the map {name} again")
+
+    def constant(self, name: str, value: int) -> None:
+        """Sets what the programs have as `const volatile __u32`, alone in `.rodata.NAME`. Before load()."""
+        if self._lib.bpf_map__set_initial_value(self._map(f".rodata.{name}"), value.to_bytes(4, "little"), 4):
+            raise _failed(self._lib, self._ffi, f"setting {name}")
 
     def load(self) -> None:
         """Into the kernel, through its verifier."""

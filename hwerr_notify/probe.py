@@ -4,6 +4,11 @@
 The probes (bpf/*.bpf.c) write to one ring buffer. They and it are pinned, so they go on
 while no loader runs; whoever runs next finds what came meanwhile. Each may be missing
 without the others.
+
+Where the module offers a function for it, those that can name by themselves whom it hits
+publish by a call of it instead, and need no loader once they are loaded. SIGBUS and block
+errors are named, and linked to their cause, by what only a process can look up: they go
+through the ring buffer always.
 """
 
 from __future__ import annotations
@@ -13,6 +18,7 @@ import hashlib
 import os
 import shutil
 import signal
+import struct
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
@@ -22,7 +28,18 @@ from pathlib import Path
 from typing import Any
 
 from . import device as hwerr
-from .bpf import OBJECTS, PIN_DIR, BpfError, BpfObject, Map, Ring, _library, start_of, unavailable
+from .bpf import (
+    OBJECTS,
+    PIN_DIR,
+    BpfError,
+    BpfObject,
+    Map,
+    Ring,
+    _library,
+    module_offers,
+    start_of,
+    unavailable,
+)
 from .enums import Component, Flags, GuestFlags, Kind, Severity, Source
 from .event import Block, Event, Guest, Task, Vcpu, build
 from .layout import Layout
@@ -31,24 +48,29 @@ __all__ = ["PROBES", "Composer", "ProbeStatus", "Probes", "Publisher", "status"]
 
 _EVENTS, _COUNTS, _TOLD = "hwerr_events", "hwerr_counts", "hwerr_told"
 _MAPS = (_EVENTS, _COUNTS, _TOLD)
+_PUBLISH = "bpf_hwerr_publish"  # kmod/kfunc.c
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeType:
-    """What one kind of probe needs: object and programs, and the kernel module they look into."""
+    """What one kind of probe needs: object and programs, and the kernel module they look into.
+
+    `direct`: it can publish by itself.
+    """
 
     name: str
     source: Source
     object: str
     programs: tuple[str, ...]
     module: str | None = None
+    direct: bool = False
 
 
 # By enum hwerr_probe_type of bpf/probe.h.
 PROBES = (
-    ProbeType("kvm", Source.KVM, "kvm", ("hwerr_kvm_run",), "kvm"),
-    ProbeType("panic", Source.PANIC, "kvm", ("hwerr_kvm_run",), "kvm"),
-    ProbeType("death", Source.KVM, "process", ("hwerr_signal_kill", "hwerr_vm_release"), "kvm"),
+    ProbeType("kvm", Source.KVM, "kvm", ("hwerr_kvm_run",), "kvm", True),
+    ProbeType("panic", Source.PANIC, "kvm", ("hwerr_kvm_run",), "kvm", True),
+    ProbeType("death", Source.KVM, "process", ("hwerr_signal_kill", "hwerr_vm_release"), "kvm", True),
     ProbeType("sigbus", Source.SIGBUS, "sigbus", ("hwerr_signal_bus",)),
     ProbeType("block", Source.BLOCK, "block", ("hwerr_block_error",)),
 )
@@ -57,18 +79,30 @@ _OBJECTS = {p.object: p for p in PROBES}
 
 @dataclass(frozen=True, slots=True)
 class ProbeStatus:
-    """One probe: attached, or why not; events it passed on and those that were lost on the way."""
+    """One probe: attached, or why not; events it passed on and those that were lost on the way.
+
+    `path`: how they come to the device, by the module's function for BPF programs ("kfunc") or
+    through hwerr-probe and write() ("write").
+    """
 
     name: str
     attached: bool
     emitted: int
     dropped: int
     reason: str | None = None
+    path: str = "write"
+
+    @property
+    def way(self) -> str:
+        """`path` in words."""
+        if self.path == "kfunc":
+            return "by the module's function for BPF"
+        return "through hwerr-probe and write()"
 
     def to_json(self) -> dict[str, Any]:
         """For json.dumps(); see docs/json.md."""
         return {"attached": self.attached, "emitted": self.emitted, "dropped": self.dropped,
-                "reason": self.reason}  # fmt: skip
+                "reason": self.reason, "path": self.path}  # fmt: skip
 
 
 def _digest() -> str:
@@ -86,6 +120,13 @@ def _counts(counts: Map, kind: int) -> tuple[int, int]:
     return fields["emitted"], fields["dropped"]
 
 
+def _told(told: Map, kind: int) -> tuple[int, str]:
+    """How many losses were made known, and the `ProbeStatus.path`."""
+    ffi, _ = _library()
+    fields = Layout("hwerr_probe_told", ffi).unpack(told[kind.to_bytes(4, "little")])
+    return fields["told"], "kfunc" if fields["direct"] else "write"
+
+
 def status(pin_dir: Path = PIN_DIR) -> list[ProbeStatus]:
     """The probes as they are in the kernel, whoever loaded them; [] if nobody did, or one may not see it."""
     try:
@@ -93,12 +134,14 @@ def status(pin_dir: Path = PIN_DIR) -> list[ProbeStatus]:
         if not homes:
             return []
         found = []
-        with Map.pinned(homes[0] / _COUNTS) as counts:
+        with Map.pinned(homes[0] / _COUNTS) as counts, Map.pinned(homes[0] / _TOLD) as told:
             for kind, probe in enumerate(PROBES):
                 attached = all((homes[0] / name).exists() for name in probe.programs)
-                found.append(ProbeStatus(probe.name, attached, *_counts(counts, kind)))
+                emitted, dropped = _counts(counts, kind)
+                path = _told(told, kind)[1]
+                found.append(ProbeStatus(probe.name, attached, emitted, dropped, path=path))
         return found
-    except OSError:
+    except (OSError, struct.error):  # struct.error: they are of another version
         return []
 
 
@@ -135,36 +178,58 @@ class Probes:
         return self._maps[name]
 
     def _attach_all(self) -> None:
+        offered = module_offers("hwerr", _PUBLISH)
         for name, probe in _OBJECTS.items():
             if all((self.home / program).exists() for program in probe.programs):
-                self.reasons.pop(name, None)
                 self._take_maps()
-                continue
+                # Loaded when the module was one that did not offer it: loaded anew.
+                if not (offered and probe.direct and self._path(name) == "write"):
+                    self.reasons.pop(name, None)
+                    continue
             if probe.module and not Path("/sys/module", probe.module).exists():
                 self.reasons[name] = f"the kernel module {probe.module} is not loaded"
                 continue
             try:
-                self._attach(name, probe)
+                if not (offered and probe.direct and self._attach_direct(name, probe)):
+                    self._attach(name, probe, direct=False)
                 self.reasons.pop(name, None)
             except OSError as error:
                 self.reasons[name] = error.strerror or str(error)
+
+    def _attach_direct(self, name: str, probe: ProbeType) -> bool:
+        """Whether the kernel takes it with the call."""
+        try:
+            self._attach(name, probe, direct=True)
+        except OSError:
+            return False
+        return True
 
     def _take_maps(self) -> None:
         for name in _MAPS:
             if name not in self._maps and (self.home / name).exists():
                 self._maps[name] = Map.pinned(self.home / name)
 
-    def _attach(self, name: str, probe: ProbeType) -> None:
-        for program in probe.programs:
-            (self.home / program).unlink(missing_ok=True)
+    def _path(self, name: str) -> str:
+        kind = next(kind for kind, probe in enumerate(PROBES) if probe.object == name)
+        return _told(self._maps[_TOLD], kind)[1]
+
+    def _attach(self, name: str, probe: ProbeType, direct: bool) -> None:
         with BpfObject(name) as programs:
             for known, opened in self._maps.items():
                 programs.reuse(known, opened)
+            if direct:
+                programs.constant("direct", 1)
             programs.load()
             for wanted in _MAPS:
                 if wanted not in self._maps:
                     programs.pin_map(wanted, self.home / wanted)
             self._take_maps()
+            # First, so that no two of them tell an event.
+            for program in probe.programs:
+                (self.home / program).unlink(missing_ok=True)
+            for kind, other in enumerate(PROBES):
+                if other.object == name:
+                    self._set_told(kind, _told(self._maps[_TOLD], kind)[0], direct)
             for program in probe.programs:
                 programs.attach(program)
             for program in probe.programs:
@@ -182,24 +247,28 @@ class Probes:
         for kind, probe in enumerate(PROBES):
             emitted, dropped = _counts(self._maps[_COUNTS], kind)
             reason = self.reasons.get(probe.object)
-            found.append(ProbeStatus(probe.name, reason is None, emitted, dropped, reason))
+            path = _told(self._maps[_TOLD], kind)[1]
+            found.append(ProbeStatus(probe.name, reason is None, emitted, dropped, reason, path))
         return found
 
     def losses(self) -> dict[int, int]:
         """Events lost since `told()` was last called, by type; also those of before this process."""
         lost = {}
         for kind in range(len(PROBES)):
-            key = kind.to_bytes(4, "little")
             now = _counts(self._maps[_COUNTS], kind)[1]
-            if more := now - int.from_bytes(self._maps[_TOLD][key], "little"):
+            if more := now - _told(self._maps[_TOLD], kind)[0]:
                 lost[kind] = more
         return lost
 
     def told(self, kind: int, more: int) -> None:
         """That so many losses of a type have been made known."""
-        key = kind.to_bytes(4, "little")
-        now = int.from_bytes(self._maps[_TOLD][key], "little") + more
-        self._maps[_TOLD].set(key, now.to_bytes(8, "little"))
+        before, path = _told(self._maps[_TOLD], kind)
+        self._set_told(kind, before + more, path == "kfunc")
+
+    def _set_told(self, kind: int, told: int, direct: bool) -> None:
+        ffi, _ = _library()
+        value = Layout("hwerr_probe_told", ffi).pack({"told": told, "direct": int(direct)})
+        self._maps[_TOLD].set(kind.to_bytes(4, "little"), bytes(value))
 
 
 def unload(pin_dir: Path = PIN_DIR) -> bool:

@@ -109,7 +109,7 @@ def show_status(as_json: bool) -> int:
         else:
             for s in found:
                 state = "attached" if s.attached else "missing"
-                print(f"{s.name:8} {state:9} {s.emitted:8} passed on {s.dropped:8} lost")
+                print(f"{s.name:8} {state:9} {s.emitted:8} passed on {s.dropped:8} lost  {s.way}")
     return EXIT_OK if found and all(s.attached for s in found) else EXIT_ERROR
 
 

@@ -350,10 +350,10 @@ def show_stats(device: hwerr.Device, as_json: bool) -> None:
     rows += [(f"  from {s.label}", str(n)) for s, n in stats.by_source.items() if n]
     rows += [("readers", f"{stats.readers}, this one included")]
     if probes:
-        rows += [("probes", "through hwerr-probe and write()")]
+        rows += [("probes", "")]
     for p in probes:
-        state = "" if p.attached else "missing; "
-        rows += [(f"  {p.name}", f"{state}{p.emitted} passed on, {p.dropped} lost")]
+        state = f"{p.emitted} passed on {p.way}, {p.dropped} lost"
+        rows += [(f"  {p.name}", state if p.attached else f"missing; {state}")]
     with output():
         for name, value in rows:
             print(f"{name:20} {value}")
