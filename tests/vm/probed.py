@@ -17,6 +17,7 @@ from testbed.kernel import modprobe
 from testbed.wait import until
 
 import hwerr_notify as h
+from hwerr_notify import probe
 from hwerr_notify.bpf import start_of
 
 LIMIT = 120.0
@@ -53,6 +54,31 @@ class Service:
         self.process.send_signal(number)
         _, said = self.process.communicate(timeout=LIMIT)
         return self.process.returncode, said
+
+
+def remove_module() -> None:
+    """Programs let go of it a moment after they are unloaded."""
+    until(lambda: subprocess.run(["rmmod", "hwerr"], capture_output=True, check=False).returncode == 0, LIMIT)
+
+
+def swap_module(ko: Path | str) -> None:
+    """Has this build of the module loaded instead."""
+    remove_module()
+    subprocess.run(["insmod", ko], check=True)
+
+
+@contextlib.contextmanager
+def without_btf() -> Iterator[None]:
+    """The module as it is built where the kernel's types are not at hand."""
+    ko = os.environ["HWERR_KO"]
+    plain = Path("/run/hwerr/plain.ko")
+    subprocess.run(["objcopy", "--remove-section", ".BTF", ko, plain], check=True)
+    swap_module(plain)
+    try:
+        yield
+    finally:
+        probe.unload()
+        swap_module(ko)
 
 
 def fails(code: str, **more: object) -> Guest:

@@ -24,7 +24,7 @@ from weakref import WeakKeyDictionary
 import pytest
 from hit import UNSURE, hit_random_pages, start
 from holder import HUGE, PAGE, Holder, merged
-from probed import Service
+from probed import Service, remove_module
 from test_sources import (
     ADDRV,
     AMD,
@@ -426,7 +426,7 @@ def test_corrected_errors_do_not_push_uncorrected_ones_out() -> None:
 def no_module() -> Iterator[None]:
     for both in _open:
         both.module.close()
-    subprocess.run(["rmmod", "hwerr"], check=True)
+    remove_module()
     try:
         yield
     finally:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -12,7 +13,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from probed import LIMIT, Service, bad_disk, bad_read, check_guest, fails
+from probed import (
+    LIMIT,
+    Service,
+    bad_disk,
+    bad_read,
+    check_guest,
+    fails,
+    swap_module,
+    without_btf,
+)
 from testbed.kernel import modprobe
 from testbed.wait import until, wait_event
 
@@ -73,6 +83,74 @@ def test_storm_and_a_service_that_is_killed(disk: Path) -> None:
     assert len(records) == block.emitted
     assert len({(e.time_mono_ns, e.cpu) for e in records}) == block.emitted
     assert lost == block.dropped
+
+
+def _of(device: h.Device, pid: int) -> list[h.Event]:
+    return [e for e in device.drain() if e.source == S.KVM and any(g.pid == pid for g in e.guests)]
+
+
+@pytest.mark.amd
+def test_kvm_and_a_death_without_a_loader() -> None:
+    """They are published by a call of the module: at once, and once."""
+    service = Service()
+    service.stop(signal.SIGKILL)
+    with h.open() as device, h.open(names=True) as reader:
+        for code, reason in (("emulate", 17), ("triple", 8)):
+            with fails(code) as guest:
+                event = wait_event(reader, lambda e: e.source == S.KVM)
+                check_guest(event, guest)
+                assert event.vcpu is not None
+                assert event.vcpu.exit_reason == reason
+                guest.kill()
+                wait_event(reader, lambda e: e.source == S.KVM and e.raw_severity == 0x10000 + signal.SIGKILL)
+            assert len(_of(device, guest.pid)) == 2
+        # Who loads next finds nothing that was not told.
+        assert Service().stop()[0] == 0
+        assert _of(device, guest.pid) == []
+    assert {s.name: s.path for s in probe.status()} == {
+        "kvm": "kfunc", "panic": "kfunc", "death": "kfunc", "sigbus": "write", "block": "write",
+    }  # fmt: skip
+    assert {s.name: s.emitted for s in probe.status()} == {
+        "kvm": 2, "panic": 0, "death": 2, "sigbus": 0, "block": 0,
+    }  # fmt: skip
+
+
+@pytest.mark.amd
+def test_a_module_without_btf() -> None:
+    """The other way: told when a loader runs again, once. With a module that has it, loaded anew."""
+    with without_btf():
+        assert not Path("/sys/kernel/btf/hwerr").exists()
+        service = Service()
+        assert {s.path for s in probe.status()} == {"write"}
+        service.stop(signal.SIGKILL)
+        with h.open() as device:
+            with fails("triple") as guest:
+                # QEMU says so after KVM_RUN has ended.
+                until(lambda: guest.status() != "running", LIMIT)
+                assert _of(device, guest.pid) == []
+                service = Service()
+                check_guest(wait_event(device, lambda e: e.source == S.KVM), guest)
+            assert service.stop()[0] == 0
+        # The pins hold nothing of this module.
+        swap_module(os.environ["HWERR_KO"])
+        assert {s.path for s in probe.status()} == {"write"}
+        with h.open() as device:
+            service = Service()
+            assert {s.name for s in probe.status() if s.path == "kfunc"} == {"kvm", "panic", "death"}
+            with fails("triple") as guest:
+                wait_event(device, lambda e: e.source == S.KVM)
+                assert service.stop()[0] == 0
+                assert _of(device, guest.pid) == []
+
+
+@pytest.mark.amd
+def test_the_probes_hold_the_module() -> None:
+    """As long as they are loaded, whether a loader runs or not."""
+    assert Service().stop()[0] == 0
+    done = subprocess.run(["rmmod", "hwerr"], capture_output=True, text=True, check=False)
+    assert "in use" in done.stderr
+    subprocess.run(["hwerr-probe", "unload"], check=True)
+    swap_module(os.environ["HWERR_KO"])
 
 
 @pytest.mark.amd

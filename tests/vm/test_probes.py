@@ -28,10 +28,11 @@ from probed import (
     bad_read,
     check_guest,
     fails,
+    without_btf,
 )
 from testbed import inject, pagemap
 from testbed.errors import TestbedError
-from testbed.guest import NOWHERE, Guest, GuestConfig
+from testbed.guest import MMX, NOWHERE, Guest, GuestConfig
 from testbed.kernel import put
 from testbed.wait import wait_event
 
@@ -42,14 +43,24 @@ S = h.Source
 CGROUP = Path("/sys/fs/cgroup")
 
 
-@pytest.fixture(scope="module")
-def service() -> Iterator[Service]:
+@pytest.fixture(scope="module", params=["kfunc", "write"])
+def service(request: pytest.FixtureRequest) -> Iterator[Service]:
+    """The service, and the way that probes go which can go both."""
     probe.unload()
-    running = Service()
-    yield running
-    status, said = running.stop()
-    assert (status, said) == (0, "")
-    assert probe.unload()
+    with contextlib.ExitStack() as stack:
+        if request.param == "write":
+            stack.enter_context(without_btf())
+        running = Service()
+        assert {s.path for s in probe.status() if s.name in DIRECT} == {request.param}
+        yield running
+        status, said = running.stop()
+        assert (status, said) == (0, "")
+        assert probe.unload()
+
+
+DIRECT = {"kvm", "panic", "death"}
+# For what goes one way only.
+one_way = pytest.mark.parametrize("service", ["kfunc"], indirect=True)
 
 
 @pytest.fixture
@@ -74,6 +85,16 @@ def test_emulation_failure(service: Service, device: h.Device) -> None:
         assert f"VM bad (pid {guest.pid})" in event.message
         assert guest.status() == "internal-error"
         assert event.to_json()["vcpu"]["rip"] == hex(NOWHERE)
+
+
+@pytest.mark.amd
+def test_what_could_not_be_emulated(service: Service, device: h.Device) -> None:
+    with fails("mmx") as guest:
+        event = wait_event(device, lambda e: e.source == S.KVM)
+        check_guest(event, guest)
+        assert event.vcpu is not None
+        assert event.vcpu.insn.startswith(MMX)
+        assert f"emulation failure, instruction {event.vcpu.insn.hex(' ')}" in event.message
 
 
 @pytest.mark.amd
@@ -207,6 +228,7 @@ def test_killed_for_want_of_memory(service: Service, device: h.Device) -> None:
 # -- SIGBUS ------------------------------------------------------------------
 
 
+@one_way
 @pytest.mark.amd
 def test_guest_uses_a_poisoned_page(service: Service, device: h.Device) -> None:
     with Guest.start(GuestConfig(name="bad", mem=MEM, code="count", extra=STAY)) as guest:
@@ -225,6 +247,7 @@ def test_guest_uses_a_poisoned_page(service: Service, device: h.Device) -> None:
         assert event.raw_severity == 4
 
 
+@one_way
 def test_warned_process(service: Service, device: h.Device) -> None:
     """hwpoison from outside, to a process that asked for early warning: SIGBUS AO."""
     code = """
@@ -270,6 +293,7 @@ def with_disk(disk: Path, name: str = "bad") -> Guest:
     return Guest.start(GuestConfig(name=name, mem=MEM, extra=("-drive", drive)))
 
 
+@one_way
 def test_block_error_of_nobody(service: Service, device: h.Device, disk: Path) -> None:
     bad_read(disk)
     event = wait_event(device, lambda e: e.source == S.BLOCK)
@@ -283,6 +307,7 @@ def test_block_error_of_nobody(service: Service, device: h.Device, disk: Path) -
     assert "critical medium" in event.message
 
 
+@one_way
 @pytest.mark.amd
 def test_block_error_names_the_vm(service: Service, device: h.Device, disk: Path) -> None:
     put(CGROUP / "cgroup.subtree_control", "+io")
@@ -318,10 +343,17 @@ def test_status(service: Service) -> None:
     assert {name: (p["emitted"], p["dropped"]) for name, p in told.items()} == totals()
     stats = subprocess.run(["hwerr-watch", "--stats", "--json"], capture_output=True, text=True, check=True)
     assert json.loads(stats.stdout)["probes"] == told
+    assert {name for name, p in told.items() if p["path"] == "kfunc"} in (DIRECT, set())
     text = subprocess.run(["hwerr-watch", "--stats"], capture_output=True, text=True, check=True).stdout
-    assert "through hwerr-probe and write()" in text
+    rows = {name: line for line in text.splitlines() for name in told if line.startswith(f"  {name} ")}
+    for name, p in told.items():
+        way = (
+            "by the module's function for BPF" if p["path"] == "kfunc" else "through hwerr-probe and write()"
+        )
+        assert f"{p['emitted']} passed on {way}, {p['dropped']} lost" in rows[name]
 
 
+@one_way
 def test_only_one_runs(service: Service) -> None:
     done = subprocess.run(["hwerr-probe", "run"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (1, "hwerr-probe: another one runs: stop it first\n")

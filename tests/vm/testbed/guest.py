@@ -7,6 +7,7 @@ The program writes a byte to the debug console, then does what `code` says:
   exit-user    the same, and leaves for QEMU (a port) each time
   exit-kernel  the same, and leaves for KVM (cpuid) each time
   emulate  goes on where no memory is, so that KVM would have to emulate what it cannot fetch
+  mmx      reads memory that is not there by an instruction that KVM does not emulate
   triple   has an exception and no way to handle it
   panic    says through pvpanic's port that it panicked, then sleeps
   crash    says through it that its crash kernel runs, then sleeps
@@ -50,6 +51,7 @@ from .qmp import Qmp, QmpError
 STATE = Path("/run/hwerr/guests")
 COUNTER_GPA = 0x500
 NOWHERE = 0x2000_0000  # no guest's memory, unless it has more than this
+MMX = b"\x2e\x0f\xef\x05" + struct.pack("<I", NOWHERE)  # pxor mm0, cs:[NOWHERE]
 _GDTR = 0x110
 BACKINGS = (
     "anon",
@@ -61,7 +63,7 @@ BACKINGS = (
     "file",
     "file-private",
 )
-_LATER = ("emulate", "triple", "panic", "crash", "read")
+_LATER = ("emulate", "mmx", "triple", "panic", "crash", "read")
 CODES = ("halt", "count", "exit-user", "exit-kernel", *_LATER, *(f"later-{code}" for code in _LATER))
 _GO_GPA = 0x600
 _DEBUGCON = 0xE9
@@ -84,10 +86,12 @@ def firmware(code: str) -> bytes:
         # 1: inc dword [COUNTER_GPA]; cmp byte [GO], 0; je 1b
         program += count + b"\x80\x3e" + struct.pack("<H", _GO_GPA) + b"\x00\x74"
         program += (256 - len(count) - 7).to_bytes(1, "little")
-    if code == "emulate":
-        # mov ax, cs; mov ds, ax; lgdt [GDTR]; mov eax, cr0; or al, 1; mov cr0, eax; jmp 8:NOWHERE
+    if code in ("emulate", "mmx"):
+        # mov ax, cs; mov ds, ax; lgdt [GDTR]; mov eax, cr0; or al, 1; mov cr0, eax; jmp 8:...
         program += b"\x8c\xc8\x8e\xd8\x66\x0f\x01\x16" + struct.pack("<H", _GDTR)
-        program += b"\x0f\x20\xc0\x0c\x01\x0f\x22\xc0\x66\xea" + struct.pack("<IH", NOWHERE, 8)
+        program += b"\x0f\x20\xc0\x0c\x01\x0f\x22\xc0\x66\xea"
+        there = NOWHERE if code == "emulate" else 0xF0000 + len(program) + 6
+        program += struct.pack("<IH", there, 8) + MMX
         # Flat 32-bit code, accessed already: it is in ROM. Then what the register is loaded with.
         program = program.ljust(_GDTR - 16, b"\x90") + struct.pack("<QQ", 0, 0x00CF9B000000FFFF)
         program += struct.pack("<HI", 15, 0xF0000 + _GDTR - 16)
