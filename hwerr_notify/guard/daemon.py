@@ -59,6 +59,8 @@ _RETRY_FIRST, _RETRY_MOST = 0.05, 60.0
 
 # How long after a socket was made somebody listens on it, seconds.
 _LISTENS_WITHIN = 5.0
+# The record of an error that the kernel has stopped a VM for already.
+_RECORD_WITHIN = 3.0
 
 # How long the first try at all monitors may hold up the start, seconds.
 _FIRST_TRY = 5.0
@@ -510,14 +512,22 @@ class Guard:
         """The kernel's guard may have stopped it while nobody read the file."""
         if vm.incident is None and (at := self.kernel.stopped_ns(vm.process)) is not None:
             stopped = [e for e in self._records(vm) if any(self._stopped(vm, e))]
-            if stopped:
-                form = stopped[-1].to_json()
-                cause = {**form, "layer": "hardware"}
-                at = in_event_path(form, vm.process) or at
-            else:
-                # Also by an earlier run, for what QEMU had said, that ended before it could save that.
-                cause = {"layer": "unknown", "message": "the kernel's guard stopped it; no record says why"}
-            self.begin(vm, {**cause, "stopped": True, "stopped_mono_ns": at})
+            if not stopped:
+                self.spawn(self._stopped_without_record(vm))
+                return
+            form = stopped[-1].to_json()
+            at = in_event_path(form, vm.process) or at
+            self.begin(vm, {**form, "layer": "hardware", "stopped": True, "stopped_mono_ns": at})
+
+    async def _stopped_without_record(self, vm: Vm) -> None:
+        """Stopped by an earlier run, for what QEMU had said, that ended before it could save that; or just now:
+        the kernel stops a VM before memory_failure(), whose record comes after it, and begins the incident."""
+        await asyncio.sleep(_RECORD_WITHIN)
+        at = self.kernel.stopped_ns(vm.process)
+        if vm.incident is None and vm.process.alive() and at is not None:
+            message = "the kernel's guard stopped it; no record says why"
+            cause = {"layer": "unknown", "message": message, "stopped": True, "stopped_mono_ns": at}
+            self.begin(vm, cause)
 
     @staticmethod
     def _stopped(vm: Vm, event: Event) -> Iterator[bool]:

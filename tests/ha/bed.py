@@ -213,7 +213,8 @@ class Remote:
         number = NODES.index(name) + 1
         argv = [
             str(TREE / "tests/vm/run"), "--kernel", bed.kernel, "--hostname", name, "--mem", "1536M",
-            "--no-iommu", "--timeout", "3000", "--boot-timeout", str(_BOOT_LIMIT),
+            # A CPU of the host for each of them.
+            "--no-iommu", "--one-thread", "--timeout", "3000", "--boot-timeout", str(_BOOT_LIMIT),
             "--qemu-opts",
             "-chardev", f"socket,id=bed,path={bed.home}/{name}.port",
             "-device", "virtserialport,bus=ports.0,chardev=bed,name=org.hwerr.bed",

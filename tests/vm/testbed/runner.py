@@ -260,7 +260,7 @@ def qemu_command(
         "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
         "-name", f"hwerr-{args.kernel}-{args.cpu},debug-threads=on",
         "-machine", machine,
-        *(["-accel", "kvm"] if args.accel == "kvm" else ["-accel", "tcg,thread=multi"]),
+        *(["-accel", "kvm"] if args.accel == "kvm" else ["-accel", f"tcg,thread={'single' if args.one_thread else 'multi'}"]),
         "-cpu", cpu, "-m", args.mem, "-smp", str(args.smp),
         "-kernel", str(kernel.image), "-initrd", str(initrd),
         "-chardev", f"file,id=console,path={run}/console.log", "-serial", "chardev:console",
@@ -515,6 +515,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--no-iommu", action="store_true", help="leave out the IOMMU that lets a nested guest have a device")
     add("--accel", choices=("tcg", "kvm"), default="tcg",
         help="kvm only on request: a /dev/kvm that opens need not work (default: %(default)s)")  # fmt: skip
+    add(
+        "--one-thread",
+        action="store_true",
+        help="emulate all CPUs in turn: slower, and without the races of an emulator of many threads",
+    )
     add("--append", default="", metavar="WORDS", help="more words for the kernel command line")
     add("--env", action="append", default=[], metavar="NAME=VALUE", help="for COMMAND; repeatable")
     add("--allow-splat", action="append", default=[], metavar="REGEX",
