@@ -520,8 +520,9 @@ class Guard:
             self.begin(vm, {**form, "layer": "hardware", "stopped": True, "stopped_mono_ns": at})
 
     async def _stopped_without_record(self, vm: Vm) -> None:
-        """Stopped by an earlier run, for what QEMU had said, that ended before it could save that; or just now:
-        the kernel stops a VM before memory_failure(), whose record comes after it, and begins the incident."""
+        """Just now: the kernel stops a VM before memory_failure(), whose record comes after it, and begins
+        the incident. Or by an earlier run, for what QEMU had said, that ended before it could save that.
+        """
         await asyncio.sleep(_RECORD_WITHIN)
         at = self.kernel.stopped_ns(vm.process)
         if vm.incident is None and vm.process.alive() and at is not None:

@@ -260,7 +260,7 @@ def qemu_command(
         "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
         "-name", f"hwerr-{args.kernel}-{args.cpu},debug-threads=on",
         "-machine", machine,
-        *(["-accel", "kvm"] if args.accel == "kvm" else ["-accel", f"tcg,thread={'single' if args.one_thread else 'multi'}"]),
+        "-accel", "kvm" if args.accel == "kvm" else f"tcg,thread={'single' if args.one_thread else 'multi'}",
         "-cpu", cpu, "-m", args.mem, "-smp", str(args.smp),
         "-kernel", str(kernel.image), "-initrd", str(initrd),
         "-chardev", f"file,id=console,path={run}/console.log", "-serial", "chardev:console",
