@@ -53,6 +53,8 @@ log = logging.getLogger("hwerr-guard")
 
 # A cluster that did not take what it was told is told again after so many seconds, first.
 _CLUSTER_RETRY_FIRST = 1.0
+# The cluster was told before, maybe, and may have acted, ns.
+_CLUSTER_ACTS_AFTER = 2_000_000_000
 
 # A monitor that cannot be had is asked again after so many seconds, first and at most.
 _RETRY_FIRST, _RETRY_MOST = 0.05, 60.0
@@ -872,7 +874,10 @@ class Guard:
         def wanted() -> bool:
             return self.incidents[incident_id].state == "failed"
 
-        if await self._until_taken(wanted, lambda: self._push_failed(vm, incident_id)) and wanted():
+        if (
+            await self._until_taken(wanted, lambda: self._push_failed(vm, incident_id, late=True))
+            and wanted()
+        ):
             incident = await self._put(replace(self.incidents[incident_id], untold=False))
             log.warning("VM %s: the cluster is told", vm.name)
             self.publish({"event": "INCIDENT_TOLD", **self._facts(vm, incident)})
@@ -886,17 +891,18 @@ class Guard:
         async with self._alone(vm.name):
             refused = []
             if self.incidents[incident_id].state == "frozen":
-                refused = await self.teller.push(vm.name, incident_id)
+                late = time.time_ns() - self.incidents[incident_id].frozen_ns > _CLUSTER_ACTS_AFTER
+                refused = await self.teller.push(vm.name, incident_id, late)
         if self.incidents[incident_id].state != "frozen":
             return await self._clear(vm.name)
         return refused
 
-    async def _push_failed(self, vm: Vm, incident_id: str) -> list[str]:
+    async def _push_failed(self, vm: Vm, incident_id: str, late: bool = False) -> list[str]:
         """That it could not be frozen, while that is so; what failed."""
         async with self._alone(vm.name):
             if self.incidents[incident_id].state != "failed":
                 return []
-            return await self.teller.push_failed(vm.name)
+            return await self.teller.push_failed(vm.name, late)
 
     async def _clear(self, name: str) -> list[str]:
         """Takes the attribute back, if no VM of that name has an open incident; what failed."""

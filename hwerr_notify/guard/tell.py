@@ -24,9 +24,11 @@ from .process import Process
 
 __all__ = ["Teller", "marker", "run_program"]
 
-# What each program of the cluster gets of the time for telling: two of them follow one another,
+# What each program of the cluster gets of the time for telling: three of them may follow one another,
 # and end before it does.
-_CLUSTER_SHARE = 0.45
+_CLUSTER_SHARE = 0.3
+# How much of that the attribute waits for the failure.
+_FAILURE_SHARE = 0.2
 
 
 async def run_program(argv: Sequence[str], stdin: bytes, limit: float) -> str:
@@ -90,6 +92,8 @@ class Teller:
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
+        # This node's name, once the cluster has said it.
+        self._node: str | None = None
 
     def mark(self, what: str, vm: str, facts: dict[str, Any]) -> None:
         """Makes the marker, atomically. Fault, also if another living VM of that name has one."""
@@ -124,47 +128,54 @@ class Teller:
         await run_program(hook.run, data, hook.limit)
 
     @staticmethod
-    async def _all(jobs: list[Any], first: list[str] | None = None) -> list[str]:
-        """What failed, in the order of the jobs. What the first returned is added to `first`."""
+    async def _all(jobs: list[Any]) -> list[str]:
+        """What failed, in the order of the jobs."""
         results = await asyncio.gather(*jobs, return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException) and not isinstance(result, Fault):
                 raise result
-        if first is not None and isinstance(results[0], str):
-            first.append(results[0])
         return [str(result) for result in results if isinstance(result, Fault)]
 
-    async def push(self, vm: str, incident: str) -> list[str]:
+    async def push(self, vm: str, incident: str, late: bool = False) -> list[str]:
         """That it is FROZEN, to the cluster, if the policy has one: what failed, in the programs' order.
 
-        A transient attribute of this node, then the failure: what Pacemaker acts on. To be done again until
-        it has taken it.
+        The failure, then a transient attribute of this node: what Pacemaker acts on. In this order, because a
+        failure here that comes when the attribute has moved the resource away is taken for an instance that
+        runs here too, and both are stopped. `late`: the cluster may have moved it; if so, no failure is told.
+        To be done again until it has taken it.
         """
-        return await self._pacemaker(vm, incident)
+        return await self._pacemaker(vm, incident, late)
 
-    async def push_failed(self, vm: str) -> list[str]:
+    async def push_failed(self, vm: str, late: bool = False) -> list[str]:
         """That it could not be frozen, as `push`: the failure alone, because it may start here again."""
-        return await self._pacemaker(vm, None)
+        return await self._pacemaker(vm, None, late)
 
-    async def _pacemaker(self, vm: str, incident: str | None) -> list[str]:
+    async def _pacemaker(self, vm: str, incident: str | None, late: bool) -> list[str]:
         if not self.policy.pacemaker_resource:
             return []
         resource = self.policy.pacemaker_resource.replace("{name}", vm)
         limit = _CLUSTER_SHARE * self.policy.limits["tell"]
-        tools = ("crm_node", "attrd_updater", "crm_resource")
+        tools = ("crm_node", "crm_resource", "attrd_updater")
         if missing := [tool for tool in tools if shutil.which(tool) is None]:
             return [f"{tool} is not installed, and the policy has [pacemaker]" for tool in missing]
-        jobs = [run_program(["crm_node", "-n"], b"", limit)]
+        jobs: list[asyncio.Future[Any]] = [asyncio.ensure_future(self._fail(resource, limit, late))]
         if incident is not None:
-            # The attribute alone may move the guest: it waits for nothing.
+            # It alone moves the guest: a program that hangs does not hold it up for long.
+            await asyncio.wait(jobs, timeout=_FAILURE_SHARE * limit)
             argv = ["attrd_updater", "--name", f"hwerr-{resource}", "--update", incident]
-            jobs.append(run_program(argv, b"", limit))
-        node: list[str] = []
-        failed = await self._all(jobs, node)
-        if node:
-            argv = ["crm_resource", "--fail", "--resource", resource, "--node", node[0]]
-            failed += await self._all([run_program(argv, b"", limit)])
-        return failed
+            jobs.append(asyncio.ensure_future(run_program(argv, b"", limit)))
+        return await self._all(jobs)
+
+    async def _fail(self, resource: str, limit: float, late: bool) -> None:
+        """That it has failed on this node, if it is here. Fault."""
+        if self._node is None:
+            self._node = await run_program(["crm_node", "-n"], b"", limit)
+        if late:
+            argv = ["crm_resource", "--locate", "--resource", resource, "--quiet"]
+            if self._node not in (await run_program(argv, b"", limit)).split():
+                return
+        argv = ["crm_resource", "--fail", "--resource", resource, "--node", self._node]
+        await run_program(argv, b"", limit)
 
     async def cleared(self, vm: str) -> list[str]:
         """Takes the cluster's attribute back; what failed. To be done again, as `push`."""

@@ -152,7 +152,10 @@ def test_a_failed_freeze_is_told_until_it_is_taken(
         bed.guard._take_up(bed.incident)
         assert bed.marked("failed")
         await bed.until(lambda: not bed.saved().untold)
-        assert bed.said("crm_resource") == ["crm_resource --fail --resource vm-web1 --node node1"]
+        assert bed.said("crm_resource") == [
+            "crm_resource --locate --resource vm-web1 --quiet",
+            "crm_resource --fail --resource vm-web1 --node node1",
+        ]
         await bed.end()
 
     (cluster / "refuse").touch()
