@@ -162,7 +162,9 @@ def _packages(policy: Policy) -> Iterator[Capability]:
         else:
             yield Capability("libvirt", "ok", "the Python package is there")
     if policy.pacemaker_resource:
-        gone = [t for t in ("crm_node", "attrd_updater", "crm_resource") if shutil.which(t) is None]
+        gone = [
+            t for t in ("cibadmin", "attrd_updater", "crm_node", "crm_resource") if shutil.which(t) is None
+        ]
         if gone:
             yield Capability("pacemaker", "weaker", f"{', '.join(gone)} missing: the cluster is not told")
         else:

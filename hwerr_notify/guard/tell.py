@@ -24,11 +24,19 @@ from .process import Process
 
 __all__ = ["Teller", "marker", "run_program"]
 
-# What each program of the cluster gets of the time for telling: three of them may follow one another,
+# What each program of the cluster gets of the time for telling: four of them may follow one another,
 # and end before it does.
-_CLUSTER_SHARE = 0.3
-# How much of that the attribute waits for the failure.
-_FAILURE_SHARE = 0.2
+_CLUSTER_SHARE = 0.22
+# Pacemaker's include/crm/common/results.h: CRM_EX_NOSUCH.
+_NO_SUCH = 105
+
+
+class EndedWith(Fault):
+    """A program that failed."""
+
+    def __init__(self, text: str, status: int) -> None:
+        super().__init__(text)
+        self.status = status
 
 
 async def run_program(argv: Sequence[str], stdin: bytes, limit: float) -> str:
@@ -58,7 +66,7 @@ async def run_program(argv: Sequence[str], stdin: bytes, limit: float) -> str:
     said = output.decode("utf-8", "replace").strip()
     if process.returncode:
         last = said.splitlines()[-1] if said else "it says nothing"
-        raise Fault(f"{name} ended with status {process.returncode}: {last}")
+        raise EndedWith(f"{name} ended with status {process.returncode}: {last}", process.returncode)
     return said
 
 
@@ -139,32 +147,55 @@ class Teller:
     async def push(self, vm: str, incident: str, late: bool = False) -> list[str]:
         """That it is FROZEN, to the cluster, if the policy has one: what failed, in the programs' order.
 
-        The failure, then a transient attribute of this node: what Pacemaker acts on. In this order, because a
-        failure here that comes when the attribute has moved the resource away is taken for an instance that
-        runs here too, and both are stopped. `late`: the cluster may have moved it; if so, no failure is told.
-        To be done again until it has taken it.
+        A transient attribute of this node; and, if no rule of the cluster goes by it, the failure of the
+        resource here. Never both: a failure that comes when a rule has moved the guest is taken for an
+        instance that runs here too, and both are stopped; one that comes before has it tried here once more.
+        `late`: the cluster may have moved it; if so, no failure is told. To be done again until it has
+        taken it.
         """
-        return await self._pacemaker(vm, incident, late)
+        if not self.policy.pacemaker_resource:
+            return []
+        resource, limit = self._cluster(vm)
+        if missing := self._missing("cibadmin", "attrd_updater", "crm_node", "crm_resource"):
+            return missing
+        attribute = f"hwerr-{resource}"
+        argv = ["attrd_updater", "--name", attribute, "--update", incident]
+        rule = asyncio.ensure_future(self._has_rule(attribute, limit))
+        failed = await self._all([rule, run_program(argv, b"", limit)])
+        if rule.exception() is None and not rule.result():
+            failed += await self._all([self._fail(resource, limit, late)])
+        return failed
 
     async def push_failed(self, vm: str, late: bool = False) -> list[str]:
         """That it could not be frozen, as `push`: the failure alone, because it may start here again."""
-        return await self._pacemaker(vm, None, late)
-
-    async def _pacemaker(self, vm: str, incident: str | None, late: bool) -> list[str]:
         if not self.policy.pacemaker_resource:
             return []
-        resource = self.policy.pacemaker_resource.replace("{name}", vm)
-        limit = _CLUSTER_SHARE * self.policy.limits["tell"]
-        tools = ("crm_node", "crm_resource", "attrd_updater")
-        if missing := [tool for tool in tools if shutil.which(tool) is None]:
-            return [f"{tool} is not installed, and the policy has [pacemaker]" for tool in missing]
-        jobs: list[asyncio.Future[Any]] = [asyncio.ensure_future(self._fail(resource, limit, late))]
-        if incident is not None:
-            # It alone moves the guest: a program that hangs does not hold it up for long.
-            await asyncio.wait(jobs, timeout=_FAILURE_SHARE * limit)
-            argv = ["attrd_updater", "--name", f"hwerr-{resource}", "--update", incident]
-            jobs.append(asyncio.ensure_future(run_program(argv, b"", limit)))
-        return await self._all(jobs)
+        resource, limit = self._cluster(vm)
+        if missing := self._missing("crm_node", "crm_resource"):
+            return missing
+        return await self._all([self._fail(resource, limit, late)])
+
+    def _cluster(self, vm: str) -> tuple[str, float]:
+        """The VM's resource, and how long a program of the cluster may take."""
+        resource = self.policy.pacemaker_resource or ""
+        return resource.replace("{name}", vm), _CLUSTER_SHARE * self.policy.limits["tell"]
+
+    @staticmethod
+    def _missing(*tools: str) -> list[str]:
+        gone = (tool for tool in tools if shutil.which(tool) is None)
+        return [f"{tool} is not installed, and the policy has [pacemaker]" for tool in gone]
+
+    @staticmethod
+    async def _has_rule(attribute: str, limit: float) -> bool:
+        """Whether the cluster's configuration goes by the attribute. Fault."""
+        expression = f"//constraints//expression[@attribute='{attribute}']"
+        try:
+            await run_program(["cibadmin", "--query", "--xpath", expression], b"", limit)
+        except EndedWith as error:
+            if error.status != _NO_SUCH:
+                raise
+            return False
+        return True
 
     async def _fail(self, resource: str, limit: float, late: bool) -> None:
         """That it has failed on this node, if it is here. Fault."""

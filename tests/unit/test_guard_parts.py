@@ -219,53 +219,64 @@ def test_pacemaker_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     from hwerr_notify.guard.policy import Policy
     from hwerr_notify.guard.tell import Teller
 
-    tools = ("crm_node", "crm_resource", "attrd_updater")
+    tools = ("cibadmin", "attrd_updater", "crm_node", "crm_resource")
     policy = Policy(Path("/none"), pacemaker_resource="vm-{name}", limits={"tell": 1.0})
     teller = Teller(policy)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert asyncio.run(teller.push("web1", "i1")) == [
         f"{tool} is not installed, and the policy has [pacemaker]" for tool in tools
     ]
+
+    def program(name: str, does: str = "echo node1", says: bool = True) -> None:
+        said = f'echo {name} "$@" >> {tmp_path}/said\n' if says else ""
+        (tmp_path / name).write_text(f"#!/bin/sh\n{said}{does}\n", "utf-8")
+        (tmp_path / name).chmod(0o755)
+
+    def told(late: bool = False) -> list[str]:
+        """What the programs are told, cibadmin apart."""
+        (tmp_path / "said").unlink(missing_ok=True)
+        assert asyncio.run(teller.push("web1", "i1", late=late)) == []
+        lines = (tmp_path / "said").read_text("utf-8").splitlines()
+        assert "cibadmin --query --xpath //constraints//expression[@attribute='hwerr-vm-web1']" in lines
+        return [line for line in lines if not line.startswith("cibadmin")]
+
     for name in tools:
-        tool = tmp_path / name
-        tool.write_text(f'#!/bin/sh\necho {name} "$@" >> {tmp_path}/said\necho node1\n', "utf-8")
-        tool.chmod(0o755)
+        program(name)
     policy.limits["tell"] = 30.0
-    assert asyncio.run(teller.push("web1", "i1")) == []
-    assert asyncio.run(teller.push("web1", "i1")) == []
-    assert asyncio.run(teller.cleared("web1")) == []
     failure = "crm_resource --fail --resource vm-web1 --node node1"
-    attribute = "attrd_updater --name hwerr-vm-web1 --update i1"
-    # The failure first, or it comes when the guest is elsewhere. The node's name is asked for once.
-    assert (tmp_path / "said").read_text("utf-8").splitlines() == [
-        "crm_node -n", failure, attribute, failure, attribute, "attrd_updater --name hwerr-vm-web1 --delete"
-    ]  # fmt: skip
-    # A failed freeze is the failure alone: the resource may come back here.
-    (tmp_path / "said").unlink()
-    assert asyncio.run(teller.push_failed("web1")) == []
-    assert (tmp_path / "said").read_text("utf-8").splitlines() == [failure]
-    # Told again: no failure of what the cluster has moved away.
     locate = "crm_resource --locate --resource vm-web1 --quiet"
-    for node, then in (("node1", [locate, failure, attribute]), ("node2", [locate, attribute])):
-        (tmp_path / "said").unlink()
-        (tmp_path / "crm_resource").write_text(
-            f'#!/bin/sh\necho crm_resource "$@" >> {tmp_path}/said\necho {node}\n', "utf-8"
-        )
-        assert asyncio.run(teller.push("web1", "i1", late=True)) == []
-        assert (tmp_path / "said").read_text("utf-8").splitlines() == then
-    # All that fail are named, in the same order, whichever is first; one that hangs holds up no other.
-    policy.limits["tell"] = 1.0
-    for first in ("crm_node", "attrd_updater"):
-        for name in ("crm_node", "attrd_updater"):
-            wait = "exec /bin/sleep 1000" if name != first else "exit 1"
-            (tmp_path / name).write_text(f"#!/bin/sh\n{wait}\n", "utf-8")
-        hung, ended = "did not end within 0.3 s", "ended with status 1: it says nothing"
-        assert asyncio.run(Teller(policy).push("web1", "i1")) == [
-            f"{name} {ended if name == first else hung}" for name in ("crm_node", "attrd_updater")
-        ]
-    # The failure is told though there is no attribute.
+    attribute = "attrd_updater --name hwerr-vm-web1 --update i1"
+    # With a rule that goes by the attribute that is all.
+    assert told() == told(late=True) == [attribute]
+    # Without one the failure follows. The node's name is asked for once.
+    program("cibadmin", "exit 105")
+    assert told() == [attribute, "crm_node -n", failure]
+    assert told() == [attribute, failure]
+    # Told again: no failure of what the cluster has moved away.
+    assert told(late=True) == [attribute, locate, failure]
+    program("crm_resource", "echo node2")
+    assert told(late=True) == [attribute, locate]
     (tmp_path / "said").unlink()
-    (tmp_path / "crm_node").write_text("#!/bin/sh\necho node1\n", "utf-8")
+    assert asyncio.run(teller.cleared("web1")) == []
+    # A failed freeze is the failure alone: the resource may come back here.
+    assert asyncio.run(teller.push_failed("web1")) == []
+    assert (tmp_path / "said").read_text("utf-8").splitlines() == [
+        "attrd_updater --name hwerr-vm-web1 --delete", failure
+    ]  # fmt: skip
+    # All that fail are named, in the same order, whichever is first; what is not known is not acted on.
+    policy.limits["tell"] = 1.0
+    (tmp_path / "said").unlink()
+    for first in tools[:2]:
+        for name in tools[:2]:
+            program(name, "exit 1" if name == first else "exec /bin/sleep 1000", says=False)
+        hung, ended = "did not end within 0.22 s", "ended with status 1: it says nothing"
+        assert asyncio.run(teller.push("web1", "i1")) == [
+            f"{name} {ended if name == first else hung}" for name in tools[:2]
+        ]
+    assert not (tmp_path / "said").exists()
+    # The failure is told though there is no attribute.
     policy.limits["tell"] = 30.0
+    program("cibadmin", "exit 105")
+    program("attrd_updater", "exit 1", says=False)
     assert asyncio.run(teller.push("web1", "i1")) == ["attrd_updater ended with status 1: it says nothing"]
-    assert (tmp_path / "said").read_text("utf-8").splitlines() == [failure]
+    assert (tmp_path / "said").read_text("utf-8").splitlines()[-1] == failure

@@ -31,7 +31,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     attrd_updater waits where it is told to: until somebody has written to `gate`.
     """
-    for name in ("crm_node", "attrd_updater", "crm_resource"):
+    for name in ("cibadmin", "crm_node", "attrd_updater", "crm_resource"):
         tool = tmp_path / "bin" / name
         tool.parent.mkdir(exist_ok=True)
         tool.write_text(
