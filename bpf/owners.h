@@ -58,10 +58,14 @@ struct page___6_1 {
 } __attribute__((preserve_access_index));
 
 struct page___6 {
+	unsigned long flags;
 	unsigned long compound_head;
 } __attribute__((preserve_access_index));
 
 struct page___7 {
+	struct {
+		unsigned long f;
+	} flags;
 	unsigned long compound_info;
 } __attribute__((preserve_access_index));
 
@@ -500,6 +504,11 @@ static __always_inline bool is_hugetlb(__u64 head)
 	return false;
 }
 
+/* A number, or what holds one ("mm: introduce memdesc_flags_t"). */
+#define FLAGS(at)								\
+	(bpf_core_field_exists(struct page___6, flags) ?			\
+	 FIELD(at, page___6, flags) : FIELD(at, page___7, flags))
+
 /* Page table entries that map the page; as hwerr_page_mapcount() of kmod/compat.h. */
 static __always_inline int mapcount(__u64 page, __u64 head, bool large, bool hugetlb)
 {
@@ -512,7 +521,7 @@ static __always_inline int mapcount(__u64 page, __u64 head, bool large, bool hug
 	if (bpf_core_field_exists(struct page___6_1, compound_mapcount)) {
 		entire = (int)half(FIELD(second, page___6_1, compound_mapcount)) + 1;
 		if (bpf_core_enum_value_exists(enum pageflags___6_1, PG_double_map___6_1) &&
-		    word(FIELD(second, page, flags)) >>
+		    word(FLAGS(second)) >>
 		    bpf_core_enum_value(enum pageflags___6_1, PG_double_map___6_1) & 1)
 			own--;
 	} else if (bpf_core_field_exists(struct folio___6_2, _entire_mapcount)) {
@@ -522,7 +531,7 @@ static __always_inline int mapcount(__u64 page, __u64 head, bool large, bool hug
 }
 
 #define PAGE_FLAG(at, name)							\
-	(word(FIELD(at, page, flags)) >>					\
+	(word(FLAGS(at)) >>					\
 	 bpf_core_enum_value(enum pageflags___any, name##___any) & 1)
 
 /*
