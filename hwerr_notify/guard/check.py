@@ -18,6 +18,7 @@ from .. import device as hwerr
 from .kernel import KernelGuard
 from .policy import Policy
 from .seal import Freezer
+from .tell import CLUSTER_TOOLS
 
 __all__ = ["Capability", "check", "guest_memory", "room"]
 
@@ -162,9 +163,7 @@ def _packages(policy: Policy) -> Iterator[Capability]:
         else:
             yield Capability("libvirt", "ok", "the Python package is there")
     if policy.pacemaker_resource:
-        gone = [
-            t for t in ("cibadmin", "attrd_updater", "crm_node", "crm_resource") if shutil.which(t) is None
-        ]
+        gone = [t for t in CLUSTER_TOOLS if shutil.which(t) is None]
         if gone:
             yield Capability("pacemaker", "weaker", f"{', '.join(gone)} missing: the cluster is not told")
         else:

@@ -22,8 +22,10 @@ from .errors import Fault
 from .policy import Hook, Policy
 from .process import Process
 
-__all__ = ["Teller", "marker", "run_program"]
+__all__ = ["CLUSTER_TOOLS", "Teller", "marker", "run_program"]
 
+# Pacemaker's programs that tell it that a guest is FROZEN.
+CLUSTER_TOOLS = ("cibadmin", "attrd_updater", "crm_node", "crm_resource")
 # What each program of the cluster gets of the time for telling: four of them may follow one another,
 # and end before it does.
 _CLUSTER_SHARE = 0.22
@@ -156,7 +158,7 @@ class Teller:
         if not self.policy.pacemaker_resource:
             return []
         resource, limit = self._cluster(vm)
-        if missing := self._missing("cibadmin", "attrd_updater", "crm_node", "crm_resource"):
+        if missing := self._missing(*CLUSTER_TOOLS):
             return missing
         attribute = f"hwerr-{resource}"
         argv = ["attrd_updater", "--name", attribute, "--update", incident]

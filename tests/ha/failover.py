@@ -88,8 +88,10 @@ class Builder:
     def add(self, node: str, ns: int, what: str, detail: str = "") -> None:
         self.moments.append(Moment((self.clock.host(node, ns) - self.zero) / 1e9, what, node, detail))
 
-    def start(self, target: Remote, alerts: Alerts, first: Write) -> None:
-        """The guest's coming up on the other node."""
+    def moved(self, source: Remote, target: Remote, alerts: Alerts, first: Write) -> None:
+        """The guest's going away from one node, and coming up on the other."""
+        if act := alerts.of(source.name, "stop"):
+            self.add(source.name, act[0], "Pacemaker acts", f"its stop took {(act[1] - act[0]) / 1e6:.0f} ms")
         if act := alerts.of(target.name, "start"):
             self.add(target.name, act[0], "start begins")
             self.add(target.name, act[1], "start done")
@@ -119,9 +121,7 @@ def stock_fail_over(
     # What `anything` says of a process that is gone and left its PID file.
     if seen := alerts.of(source.name, "monitor", 1):
         line.add(source.name, seen[0], "monitor misses it")
-    if act := alerts.of(source.name, "stop"):
-        line.add(source.name, act[0], "Pacemaker acts", f"its stop took {(act[1] - act[0]) / 1e6:.0f} ms")
-    line.start(target, alerts, first)
+    line.moved(source, target, alerts, first)
     kept = "QEMU kept" if source.alive(pid=hit["pid"]) else "QEMU ended: nothing is left to look at"
     return line.timeline(title, kept)
 
@@ -148,9 +148,7 @@ def fail_over(
     line.add(source.name, incident["frozen_ns"], "FROZEN")
     if "tell" in steps:
         line.add(source.name, steps["tell"]["ended_ns"], "told", steps["tell"]["detail"])
-    if act := alerts.of(source.name, "stop"):
-        line.add(source.name, act[0], "Pacemaker acts", f"its stop took {(act[1] - act[0]) / 1e6:.0f} ms")
-    line.start(target, alerts, first)
+    line.moved(source, target, alerts, first)
     alive = "QEMU kept" if source.alive(pid=hit["pid"]) else "QEMU ended"
     kept = f"{alive}; core of {incident['dump']['stored'] >> 10} KiB" if incident["dump"] else alive
     return Failover(source.name, target.name, incident, hit["pid"], first, line.timeline(title, kept))

@@ -236,15 +236,20 @@ def test_a_storm_leaves_others_their_turn(tmp_path: Path) -> None:
     asyncio.run(watch())
 
 
+def saying(home: Path) -> tuple[Path, Hook]:
+    """A hook for errors, and the file to which it adds a line of what it is told."""
+    said, program = home / "said", home / "hook"
+    program.write_text(f"#!/bin/sh\ncat >>{said}\necho >>{said}\n", "utf-8")
+    program.chmod(0o755)
+    return said, Hook((str(program),), frozenset({"error"}), LIMIT)
+
+
 def test_errors_are_told_one_at_a_time(tmp_path: Path) -> None:
     """Those that come while a hook runs are told together."""
-    said = tmp_path / "said"
-    hook = tmp_path / "hook"
-    hook.write_text(f"#!/bin/sh\ncat >>{said}\necho >>{said}\n", "utf-8")
-    hook.chmod(0o755)
+    said, hook = saying(tmp_path)
 
     async def main() -> None:
-        guard = guard_in(tmp_path, hooks=(Hook((str(hook),), frozenset({"error"}), LIMIT),))
+        guard = guard_in(tmp_path, hooks=(hook,))
         vm_of(guard)
         for seq in range(1, 101):
             guard._handle(record(S.RECOVERABLE if seq == 50 else S.DEFERRED, seq, kind=Kind.NONE))
@@ -259,13 +264,10 @@ def test_errors_are_told_one_at_a_time(tmp_path: Path) -> None:
 
 
 def test_whose_error_it_is_may_be_unknown(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    said = tmp_path / "said"
-    hook = tmp_path / "hook"
-    hook.write_text(f"#!/bin/sh\ncat >>{said}\necho >>{said}\n", "utf-8")
-    hook.chmod(0o755)
+    said, hook = saying(tmp_path)
 
     async def main() -> None:
-        guard = guard_in(tmp_path, hooks=(Hook((str(hook),), frozenset({"error"}), LIMIT),))
+        guard = guard_in(tmp_path, hooks=(hook,))
         events = guard.subscribe()
         guard._handle(record(S.DEFERRED, 1, hit=False, flags=Flags.OWNERS_UNKNOWN))
         guard._handle(record(S.RECOVERABLE, 2, hit=False))

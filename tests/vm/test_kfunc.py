@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from testbed.kernel import put
+from testbed.wait import until
 
 import hwerr_notify as h
 from hwerr_notify import bpf
@@ -182,10 +183,7 @@ def test_more_than_there_is_room_for(objects: Path, device: h.Device) -> None:
     """From where a lock is held that waking a reader takes, and interrupts are off."""
     with Caller("hwerr_in_switch") as caller:
         caller.give(record(), armed=True)
-        deadline = time.monotonic() + LIMIT
-        while caller.counts()[0] < TIMES:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        until(lambda: caller.counts()[0] >= TIMES, LIMIT)
         assert caller.counts() == (TIMES, TIMES - SLOTS, -errno.ENOBUFS)
         events = await_records(device, SLOTS)
         assert [e.seq for e in events] == list(range(events[0].seq, events[0].seq + SLOTS))
@@ -198,10 +196,7 @@ def test_from_an_nmi(objects: Path, device: h.Device) -> None:
     with Caller("hwerr_in_nmi") as caller:
         caller.give(record())
         put(Path("/proc/sysrq-trigger"), "l")
-        deadline = time.monotonic() + LIMIT
-        while not caller.counts()[0]:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        until(lambda: caller.counts()[0], LIMIT)
         caller.detach()
         calls, refused, _ = caller.counts()
         assert {e.text for e in await_records(device, calls - refused)} == {"it"}
