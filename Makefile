@@ -17,7 +17,7 @@ demo-ha:	## two cluster nodes: an error under a guest on one, it runs on the oth
 
 test:		## all tests, on every kernel of KERNELS
 	scripts/setup
-	.venv/bin/python scripts/test --kernels "$(KERNELS)"
+	.venv/bin/python scripts/test --twice --kernels "$(KERNELS)"
 
 test-long:	## what takes too long for `make test`: loads under a storm, races, freezing step by step
 	scripts/setup

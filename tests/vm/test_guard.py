@@ -212,7 +212,7 @@ def test_an_error_while_the_daemon_is_away(home: Path) -> None:
         with hwerr_notify.open(pid=guest.pid) as device:
             hit(guest)
             (event, *_) = device.read(30)
-        assert event.guests[0].stopped
+        assert [stop.pid for stop in event.stops] == [guest.pid]
         daemon.start()
         incident = daemon.await_state(("frozen", "failed"), "web1")
         assert incident["state"] == "frozen"

@@ -34,7 +34,7 @@ from testbed import inject, pagemap
 from testbed.errors import TestbedError
 from testbed.guest import MMX, NOWHERE, Guest, GuestConfig
 from testbed.kernel import put
-from testbed.wait import wait_event
+from testbed.wait import wait_event, wait_events
 
 import hwerr_notify as h
 from hwerr_notify import probe
@@ -236,8 +236,12 @@ def test_guest_uses_a_poisoned_page(service: Service, device: h.Device) -> None:
         threads = Path(f"/proc/{guest.pid}/task").iterdir()
         vcpu = next(int(t.name) for t in threads if "KVM" in (t / "comm").read_text())
         inject.hwpoison(guest.gpa2hpa(0) >> 12)
-        cause = wait_event(device, lambda e: not e.software and any(g.pid == guest.pid for g in e.guests))
-        event = wait_event(device, lambda e: e.source == S.SIGBUS and e.kind == h.Kind.SRAR)
+        # The vCPU meets the page as soon as it is taken from QEMU, before the kernel is done with it.
+        cause, event = wait_events(
+            device,
+            lambda e: not e.software and any(g.pid == guest.pid for g in e.guests),
+            lambda e: e.source == S.SIGBUS and e.kind == h.Kind.SRAR,
+        )
         (hit,) = event.guests
         assert (hit.pid, hit.kvm, hit.hva, hit.gpa, hit.len) == (guest.pid, True, hva, 0, 4096)
         assert event.action_required

@@ -40,6 +40,20 @@ def wait_event(
     raise AssertionError(f"not within {seconds:g} s among {[e.message for e in seen]}")
 
 
+def wait_events(
+    device: Device, *wanted: Callable[[Event], bool], seconds: float = _SECONDS
+) -> tuple[Event, ...]:
+    """The first event like each, in whatever order they come. AssertionError if one does not in time."""
+    found: dict[int, Event] = {}
+
+    def completes(event: Event) -> bool:
+        found.update({i: event for i, like in enumerate(wanted) if i not in found and like(event)})
+        return len(found) == len(wanted)
+
+    wait_event(device, completes, seconds)
+    return tuple(found[i] for i in range(len(wanted)))
+
+
 def until(holds: Callable[[], object], seconds: float, said: Callable[[], object] | None = None) -> None:
     """Looks until it holds. AssertionError if it does not in time, with what `said` gives by then."""
     deadline = time.monotonic() + seconds
