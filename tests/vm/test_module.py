@@ -21,6 +21,7 @@ from hwerr_notify import Source
 ROUNDS = 100 if os.environ.get("HWERR_LONG") else 10
 # What other users of a cache may keep meanwhile.
 NOISE = max(20, ROUNDS // 2)
+SETTLED = 5.0
 TRACING = Path("/sys/kernel/tracing")
 SIM = DEBUGFS / "hwerr_sim"
 SOURCES = Path("/sys/module/hwerr/parameters/sources")
@@ -34,11 +35,30 @@ def _areas(caller: str) -> list[str]:
 
 
 def _objects() -> dict[str, int]:
-    """Objects in use in each cache of kmalloc(), exactly: what is cached as free is given back first."""
-    for shrink in SLABS.glob("kmalloc-*/shrink"):
-        put(shrink, "1")
-    table = [line.split() for line in Path("/proc/slabinfo").read_text("ascii").splitlines()[2:]]
-    return {row[0]: int(row[1]) for row in table if row[0].startswith("kmalloc-")}
+    """Objects in use in each cache of kmalloc().
+
+    What is cached as free counts as in use, so it is given back first, and nothing is done in between.
+    """
+    found = {}
+    for cache in SLABS.glob("kmalloc-*"):
+        put(cache / "shrink", "1")
+        table = Path("/proc/slabinfo").read_text("ascii")
+        if line := re.search(rf"^{cache.name} +(\d+)", table, re.MULTILINE):
+            found[cache.name] = int(line[1])
+    return found
+
+
+def _least_objects() -> dict[str, int]:
+    """The same when nothing waits to be freed any more: RCU does it seconds later, which nothing tells."""
+    least = _objects()
+    fell = time.monotonic()
+    while time.monotonic() < fell + SETTLED:
+        time.sleep(0.5)
+        now = _objects()
+        if any(now.get(name, 0) < n for name, n in least.items()):
+            least = {name: min(n, now.get(name, 0)) for name, n in least.items()}
+            fell = time.monotonic()
+    return least
 
 
 class Storm:
@@ -98,20 +118,14 @@ def _life(ko: str) -> None:
 
 def _kept_by_lives(ko: str) -> set[str]:
     """Caches in which more is in use for good after ROUNDS loads under a storm."""
-    before = _objects()
+    before = _least_objects()
     with Storm() as storm:
         for _ in range(ROUNDS):
             _life(ko)
     assert storm.raised > ROUNDS
     # The name of a caller whose module is gone is a bare address.
     assert _areas(r"(0x|\S+ \[hwerr\])") == []
-    deadline = time.monotonic() + 60
-    while kept := {name for name, now in _objects().items() if now - before.get(name, 0) > NOISE}:
-        # What waits for RCU is freed seconds later, which nothing tells.
-        if time.monotonic() > deadline:
-            break
-        time.sleep(0.5)
-    return kept
+    return {name for name, n in _least_objects().items() if n - before.get(name, 0) > NOISE}
 
 
 @pytest.fixture
