@@ -104,6 +104,11 @@ struct kvm___hw {
 	struct mmu_notifier mmu_notifier;
 } __attribute__((preserve_access_index));
 
+/* Some versions of pahole describe an array of arrays as one. */
+struct kvm___arrays {
+	struct kvm_memslots___hw __memslots[2][2];
+} __attribute__((preserve_access_index));
+
 /* Programs that may interrupt one another have each its own. */
 enum hwerr_place {
 	PLACE_MCE,
@@ -653,7 +658,10 @@ static __always_inline __u64 kvm_of(__u64 notifier, __u64 mm)
 	if (!bpf_core_field_exists(struct kvm___hw, mmu_notifier))
 		return 0;
 	kvm = notifier - bpf_core_field_offset(struct kvm___hw, mmu_notifier);
-	parts = FIELD(kvm, kvm___hw, __memslots);
+	if (bpf_core_field_exists(struct kvm___hw, __memslots))
+		parts = FIELD(kvm, kvm___hw, __memslots);
+	else
+		parts = FIELD(kvm, kvm___arrays, __memslots);
 	slots = word(FIELD(kvm, kvm___hw, memslots));
 	if (word(FIELD(kvm, kvm___hw, mm)) != mm ||
 	    (slots != parts && slots != parts + bpf_core_type_size(struct kvm_memslots___hw)))
