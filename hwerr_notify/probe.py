@@ -299,13 +299,14 @@ _SIGNAL_RESULT = {
     3: "for want of memory not delivered",
     4: "for want of memory without its address",
 }
-# linux/blk_types.h; the words are those of blk_errors[] in block/blk-core.c.
+# linux/blk_types.h; the words are those of blk_errors[] in block/blk-core.c. What is beyond has
+# other numbers in 6.12 than in 6.1: it is told by its number.
 _OP = {0: "read", 1: "write", 2: "flush", 3: "discard", 5: "secure erase", 9: "write zeroes"}
 _STATUS = {
     1: "operation not supported", 2: "timeout", 3: "critical space allocation", 4: "recoverable transport",
     5: "critical target", 6: "reservation conflict", 7: "critical medium", 8: "protection",
     9: "kernel resource", 10: "I/O", 11: "dm internal retry", 12: "nonblocking retry",
-    13: "device resource", 14: "zone resource", 15: "zone resource", 16: "invalid zone", 17: "device offline",
+    13: "device resource",
 }  # fmt: skip
 # Signals that somebody sends on purpose.
 _DELIBERATE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT}

@@ -154,6 +154,14 @@ def test_block() -> None:
     )
 
 
+def test_a_status_that_kernels_number_differently_is_told_by_number() -> None:
+    """16 is "active zones exceeded" in 6.1, and "device offline" in 6.12."""
+    for status in (13, 14, 16, 17):
+        event = compose(lib.HWERR_PROBE_BLOCK, bytes=512, status=status)
+        assert event.raw_severity == status
+        assert (f"a status {status} error" in (event.text or "")) == (status > 13)
+
+
 def test_what_is_not_known_is_passed_over() -> None:
     whole = sample(lib.HWERR_PROBE_KVM)
     assert probe.Composer()(whole[:-8]) is None
