@@ -366,40 +366,42 @@ class Causes:
         """`wait`, seconds: how long a cause may come after its effect."""
         self._device = device
         self._events: deque[Event] = deque(maxlen=limit)
-        self._none: OrderedDict[tuple[int, int], None] = OrderedDict()
+        self._none: OrderedDict[tuple[int, int, int], None] = OrderedDict()
         self._wait = wait
 
     def _take(self, events: list[Event]) -> None:
         self._events.extend(e for e in events if e.memory and not e.software)
 
-    def find(self, pid: int, address: int) -> tuple[Event, Guest | Task] | None:
+    def find(self, pid: int, start_ns: int, address: int) -> tuple[Event, Guest | Task] | None:
         """The newest error that hit this address of the process, and how it is named there.
 
+        The process is the one that started then: errors are held for days, numbers used again.
         memory_failure() sends the signal first and reports after: it is waited for, once a page.
         """
         self._take(self._device.drain())
-        if found := self._search(pid, address):
+        if found := self._search(pid, start_ns, address):
             return found
-        page = pid, address & ~0xFFF
+        page = pid, start_ns, address & ~0xFFF
         if page in self._none:
             return None
         deadline = time.monotonic() + self._wait
         while (left := deadline - time.monotonic()) > 0:
             self._take(self._device.read(left))
-            if found := self._search(pid, address):
+            if found := self._search(pid, start_ns, address):
                 return found
         self._none[page] = None
         while len(self._none) > 4096:
             self._none.popitem(last=False)
         return None
 
-    def _search(self, pid: int, address: int) -> tuple[Event, Guest | Task] | None:
+    def _search(self, pid: int, start_ns: int, address: int) -> tuple[Event, Guest | Task] | None:
+        who = pid, start_ns
         for event in reversed(self._events):
             for guest in event.guests:
-                if guest.pid == pid and guest.hva <= address < guest.hva + guest.len:
+                if (guest.pid, guest.start_ns) == who and guest.hva <= address < guest.hva + guest.len:
                     return event, guest
             for task in event.tasks:
-                if task.pid == pid and task.va <= address < task.va + task.len:
+                if (task.pid, task.start_ns) == who and task.va <= address < task.va + task.len:
                     return event, task
         return None
 
@@ -512,7 +514,7 @@ class Composer:
         required = f["code"] == _BUS_MCEERR_AR
         length = 1 << f["lsb"] if 0 < f["lsb"] < 64 else 1
         start = f["addr"] & ~(length - 1)
-        cause = self._causes.find(f["tgid"], f["addr"]) if self._causes else None
+        cause = self._causes.find(f["tgid"], f["start_ns"], f["addr"]) if self._causes else None
         flags = Flags.ACTION_REQUIRED if required else Flags(0)
         link = 0
         owner: Guest | Task

@@ -126,8 +126,8 @@ def test_sigbus_takes_the_guest_from_its_cause() -> None:
     )
 
     class Causes:
-        def find(self, pid: int, address: int) -> tuple[h.Event, h.Guest]:
-            assert (pid, address) == (GONE, 0x7000_1234)
+        def find(self, pid: int, start_ns: int, address: int) -> tuple[h.Event, h.Guest]:
+            assert (pid, start_ns, address) == (GONE, 77, 0x7000_1234)
             return cause, guest
 
     composer = probe.Composer(Causes())  # type: ignore[arg-type]
@@ -139,6 +139,24 @@ def test_sigbus_takes_the_guest_from_its_cause() -> None:
     assert hit.flags == h.GuestFlags.KVM
     assert event.id == 9
     assert h.Flags.LINKED in event.flags
+
+
+def test_a_cause_is_of_the_same_process_not_of_its_number() -> None:
+    def hit(start_ns: int) -> h.Event:
+        task = h.Task(GONE, start_ns=start_ns, va=0x7000_0000, len=4096)
+        return h.build(
+            h.Memory(0x1000, 4096), task, severity=h.Severity.RECOVERABLE, source=h.Source.MCE, seq=start_ns
+        )
+
+    class Held:
+        def drain(self) -> list[h.Event]:
+            return [hit(77), hit(88)]
+
+    causes = probe.Causes(Held(), wait=0)  # type: ignore[arg-type]
+    found = causes.find(GONE, 77, 0x7000_0010)
+    assert found is not None
+    assert (found[0].seq, found[1].start_ns) == (77, 77)
+    assert causes.find(GONE, 99, 0x7000_0010) is None
 
 
 def test_block() -> None:
