@@ -188,6 +188,12 @@ def _vm_id(kvm: int) -> int:
     return int.from_bytes(digest, "little") | 1
 
 
+def _time(sample: bytes) -> int:
+    head, _ = _layouts()
+    time_ns: int = head.unpack(sample)["time_ns"]
+    return time_ns
+
+
 def _chars(raw: bytes) -> str:
     return raw.split(b"\0", 1)[0].decode("utf-8", "backslashreplace")
 
@@ -536,14 +542,19 @@ class Moduleless(Device):
         if self._room <= 0:
             raise _EnoughError
 
-    def _take(self) -> list[Event]:
-        """The events of what is in the ring buffers, up to a batch, and of windows that are over."""
+    def _take(self) -> tuple[list[Event], int]:
+        """The events of what is in the ring buffers, up to a batch, and of windows that are over.
+
+        And when the last of that was reported (CLOCK_MONOTONIC), 0 if nothing was there: of a batch may
+        be left nothing, if all are repetitions.
+        """
         self.fileno()
         for ring in self._rings:
             self._room = _BATCH
             with contextlib.suppress(_EnoughError):
                 ring.consume()
         samples, self._samples = sorted(self._samples), []
+        last = _time(samples[-1][1]) if samples else 0
         events = []
         for _, sample in samples:
             event = self._book.enter(*_compose(sample))
@@ -551,7 +562,7 @@ class Moduleless(Device):
                 events.append(event)
         events += self._book.over(time.monotonic_ns())
         self._lib.hwerr_timer_set(self._timer, self._book.due())
-        return events
+        return events, last
 
     def _wants_class(self, severity: int, source: int) -> bool:
         f = self._filter
@@ -592,7 +603,13 @@ class Moduleless(Device):
             events = list(self._ready)
             self._ready.clear()
             return events
-        events = [e for e in self._take() if self._filter.admits(e)]
+        began = time.monotonic_ns()
+        while True:
+            taken, last = self._take()
+            events = [e for e in taken if self._filter.admits(e)]
+            # What is wanted may be behind a batch in which nothing is; a storm is not waited out.
+            if events or not last or last > began:
+                break
         if not events:
             return []
         self._settle()
@@ -653,7 +670,8 @@ class Moduleless(Device):
         """Moves the cursor; what was read is not held, so a number before the next counts as lost."""
         match since:
             case "now":
-                while self._take():
+                began = time.monotonic_ns()
+                while 0 < self._take()[1] <= began:
                     pass
                 self._settle()
             case "oldest" | "boot":

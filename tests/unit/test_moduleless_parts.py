@@ -3,6 +3,11 @@
 
 from __future__ import annotations
 
+import os
+import time
+from collections import deque
+from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,8 +15,10 @@ import pytest
 pytest.importorskip("hwerr_notify._libbpf")
 
 from hwerr_notify import Event, Flags, Mce, Severity, Source
+from hwerr_notify.bpf import _library
+from hwerr_notify.device import Filter
 from hwerr_notify.event import _put
-from hwerr_notify.moduleless import _Book, _compose, _layouts
+from hwerr_notify.moduleless import _BATCH, Moduleless, _Book, _compose, _layouts
 
 PAGE = 4096
 SECOND = 10**9
@@ -151,3 +158,82 @@ def test_a_full_table_forgets_none_that_has_something_to_tell() -> None:
     assert [book.enter(*_compose(extra)) is not None for _ in range(2)] == [True, True]
     assert sum(e.count for e in book.over(3 * SECOND)) == 32
     assert book.errors == 66
+
+
+class Buffer:
+    """A ring buffer without a kernel behind it."""
+
+    def __init__(self, reader: Moduleless) -> None:
+        self.samples: deque[bytes] = deque()
+        self._reader = reader
+
+    def consume(self) -> None:
+        while self.samples:
+            self._reader._sample(self.samples.popleft())
+
+
+@pytest.fixture
+def reader() -> Iterator[Moduleless]:
+    """One whose buffers hold what a test puts there."""
+    device = Moduleless.__new__(Moduleless)
+    _, device._lib = _library()
+    device._timer = device._lib.hwerr_timer_new()
+    device._fd = device._timer
+    device._names = None
+    device._ready = deque()
+    device._filter = Filter()
+    device._book = _Book()
+    device._samples = []
+    device._room = device._read = device._lost = device._pending = device._carried = 0
+    device._passed = {}
+    device._dropped = {bytes(4): bytes(1024)}  # type: ignore[assignment]
+    device._programs = SimpleNamespace(misses=dict)  # type: ignore[assignment]
+    device._rings = [Buffer(device), Buffer(device)]  # type: ignore[list-item]
+    yield device
+    device._fd = -1
+    os.close(device._timer)
+
+
+def fill(reader: Moduleless, n: int, ident: int, **more: Any) -> None:
+    now = time.monotonic_ns()
+    buffer: Any = reader._rings[0]
+    for order in range(len(buffer.samples), len(buffer.samples) + n):
+        fields = {"severity": 1, "source": int(Source.EDAC), "order": order, "time_ns": now, **more}
+        buffer.samples.append(sample(ident=(ident, 0, 0, 0), **fields))
+
+
+def test_a_batch_of_repetitions_hides_nothing_behind_it(reader: Moduleless) -> None:
+    fill(reader, 1 + 3 * _BATCH, ident=1)
+    fill(reader, 1, ident=2)
+    assert [e.count for e in reader.drain()] == [1, 1]
+    assert reader.stats().coalesced == 3 * _BATCH
+
+
+def test_a_batch_that_the_filter_drops_hides_nothing_behind_it(reader: Moduleless) -> None:
+    reader._filter = Filter(sources=frozenset({Source.MCE}))
+    for n in range(2 * _BATCH):
+        fill(reader, 1, ident=n + 1)
+    fill(reader, 1, ident=1, source=int(Source.MCE))
+    assert [e.source for e in reader.read(0)] == [Source.MCE]
+
+
+def test_now_is_behind_all_that_there_was(reader: Moduleless) -> None:
+    fill(reader, 1 + 3 * _BATCH, ident=1)
+    fill(reader, 1, ident=2)
+    reader.seek("now")
+    assert reader.drain() == []
+
+
+def test_a_storm_is_not_waited_out(reader: Moduleless) -> None:
+    """What comes faster than it is read, and is not wanted, keeps nobody."""
+    reader._filter = Filter(sources=frozenset({Source.AER}))
+    buffer: Any = reader._rings[0]
+
+    def consume() -> None:
+        for _ in range(_BATCH):
+            fill(reader, 1, ident=0)
+        type(buffer).consume(buffer)
+
+    buffer.consume = consume
+    assert reader.read(0) == []
+    reader.seek("now")
