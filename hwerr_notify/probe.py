@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import math
 import os
 import shutil
 import signal
@@ -44,7 +45,7 @@ from .enums import Component, Flags, GuestFlags, Kind, Severity, Source
 from .event import Block, Event, Guest, Task, Vcpu, build
 from .layout import Layout
 
-__all__ = ["PROBES", "Composer", "ProbeStatus", "Probes", "Publisher", "status"]
+__all__ = ["DIRECT", "PROBES", "Composer", "ProbeStatus", "Probes", "Publisher", "status"]
 
 _EVENTS, _COUNTS, _TOLD = "hwerr_events", "hwerr_counts", "hwerr_told"
 _MAPS = (_EVENTS, _COUNTS, _TOLD)
@@ -75,6 +76,7 @@ PROBES = (
     ProbeType("block", Source.BLOCK, "block", ("hwerr_block_error",)),
 )
 _OBJECTS = {p.object: p for p in PROBES}
+DIRECT = frozenset(p.source for p in PROBES if p.direct)
 
 
 @dataclass(frozen=True, slots=True)
@@ -636,7 +638,7 @@ def _guest_of(pid: int) -> Guest:
 
 # -- from the ring buffer to the device ------------------------------------
 
-# What is lost is told once a second at most.
+# What is lost is told once a second at most, also while it goes on.
 _LOSS_S = 1.0
 
 
@@ -690,10 +692,15 @@ class Publisher:
 def serve(
     publisher: Publisher,
     probes: Probes,
+    direct: hwerr.Device,
     stop_fd: int,
     changed: Callable[[], None] = lambda: None,
 ) -> None:
-    """Publishes until `stop_fd` is readable. Wakes up for events and when a module is loaded only."""
+    """Publishes until `stop_fd` is readable. Wakes up for events and when a module is loaded only.
+
+    `direct` reads what the probes publish by themselves (`DIRECT`): of what comes too fast the first
+    is among it, and the rest is to be told.
+    """
     import select
     import socket
 
@@ -705,16 +712,27 @@ def serve(
         if probes.retry():
             changed()
         poll = select.poll()
-        for fd in (publisher.ring.fileno(), uevents.fileno(), stop_fd):
+        for fd in (publisher.ring.fileno(), direct.fileno(), uevents.fileno(), stop_fd):
             poll.register(fd, select.POLLIN)
-        active = True
+        # Losses are looked for as long as something came in this period or the one before:
+        # of a second that had too many, the last are lost when nothing comes any more.
+        looked = time.monotonic()
+        before = came = True
         while True:
             if publisher.run_once():
-                active = True
-            ready = {fd for fd, _ in poll.poll(_LOSS_S * 1000 if active else None)}
-            if not ready:
+                came = True
+            left = looked + _LOSS_S - time.monotonic()
+            if (came or before) and left <= 0:
                 publisher.tell_losses()
-                active = False
+                looked, left = time.monotonic(), _LOSS_S
+                before, came = came, False
+            idle = not (came or before)
+            ready = {fd for fd, _ in poll.poll(None if idle else math.ceil(left * 1000))}
+            if idle:
+                looked = time.monotonic()
+            if direct.fileno() in ready:
+                direct.drain()
+                came = True
             if uevents.fileno() in ready:
                 try:
                     message = uevents.recv(1 << 16)

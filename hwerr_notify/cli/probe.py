@@ -84,11 +84,12 @@ def run(path: str) -> int:
     stop = _stop_pipe()
     with hwerr.open(path, publish=True, names=False) as device:
         reader = hwerr.open(path, since="oldest", module=True, names=False)
-        with reader, probe.Probes() as probes, locked(probes.home, wait=False):
+        direct = hwerr.open(path, sources=probe.DIRECT, module=True, names=False)
+        with reader, direct, probe.Probes() as probes, locked(probes.home, wait=False):
             publisher = probe.Publisher(probes, device, reader)
             try:
                 _tell(probes)
-                probe.serve(publisher, probes, stop, lambda: _tell(probes))
+                probe.serve(publisher, probes, direct, stop, lambda: _tell(probes))
             finally:
                 publisher.close()
     return EXIT_OK

@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -192,6 +195,64 @@ def test_what_is_not_known_is_passed_over() -> None:
 def test_no_probe_where_there_is_none(tmp_path: Any) -> None:
     assert probe.status(tmp_path) == []
     assert not probe.unload(tmp_path)
+
+
+class Busy:
+    """A publisher with a ring buffer, and what the probes publish by themselves; never the device."""
+
+    def __init__(self, rounds: int) -> None:
+        self._ring, self._filled = os.pipe()
+        self._own, self._told = os.pipe()
+        self.stop_fd, self._end = os.pipe()
+        self.rounds = rounds
+        self.looked = 0
+        self.endless = False
+        self.ring = SimpleNamespace(fileno=lambda: self._ring)
+        self.direct = SimpleNamespace(fileno=lambda: self._own, drain=lambda: os.read(self._own, 64))
+        self.probes = SimpleNamespace(retry=lambda: False, reasons={})
+
+    def storm(self) -> None:
+        os.write(self._filled, b"x")
+        self.endless = True
+
+    def publish_directly(self) -> None:
+        os.write(self._told, b"x")
+
+    def run_once(self) -> int:
+        return int(self.endless)
+
+    def tell_losses(self) -> None:
+        self.looked += 1
+        if self.looked == self.rounds:
+            os.write(self._end, b"x")
+
+    def serve(self) -> None:
+        probe.serve(self, self.probes, self.direct, self.stop_fd)  # type: ignore[arg-type]
+        for fd in (self._ring, self._filled, self._own, self._told, self.stop_fd, self._end):
+            os.close(fd)
+
+
+@pytest.mark.timeout(60)
+def test_losses_are_told_while_a_storm_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "_LOSS_S", 0.02)
+    busy = Busy(rounds=5)
+    busy.storm()
+    busy.serve()
+    assert busy.looked == 6
+
+
+@pytest.mark.timeout(60)
+def test_losses_of_what_goes_by_no_loader_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "_LOSS_S", 0.02)
+    # Twice for what was there before it began; then nothing, until something is published.
+    busy = Busy(rounds=4)
+    timer = threading.Timer(0.5, busy.publish_directly)
+    timer.start()
+    start = time.monotonic()
+    busy.serve()
+    timer.join()
+    assert busy.looked == 5
+    assert time.monotonic() - start >= 0.5
 
 
 @pytest.mark.parametrize("argv", [[], ["walk"], ["run", "--nothing"]])
