@@ -13,6 +13,7 @@ through the ring buffer always.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import math
@@ -37,6 +38,7 @@ from .bpf import (
     Map,
     Ring,
     _library,
+    locked,
     module_offers,
     start_of,
     unavailable,
@@ -45,7 +47,7 @@ from .enums import Component, Flags, GuestFlags, Kind, Severity, Source
 from .event import Block, Event, Guest, Task, Vcpu, build
 from .layout import Layout
 
-__all__ = ["DIRECT", "PROBES", "Composer", "ProbeStatus", "Probes", "Publisher", "status"]
+__all__ = ["DIRECT", "PROBES", "Composer", "ProbeStatus", "Probes", "Publisher", "only_one", "status"]
 
 _EVENTS, _COUNTS, _TOLD = "hwerr_events", "hwerr_counts", "hwerr_told"
 _MAPS = (_EVENTS, _COUNTS, _TOLD)
@@ -151,19 +153,28 @@ class Probes:
     """The probes loaded and pinned. A context manager; closing it leaves them in the kernel."""
 
     def __init__(self, pin_dir: Path = PIN_DIR) -> None:
-        """Takes up what is pinned, and attaches what is missing. BpfError if nothing can be done at all."""
+        """Takes up what is pinned, and attaches what is missing.
+
+        BpfError if nothing can be done at all, BlockingIOError if another has them: of this build
+        or of one before.
+        """
         if reason := unavailable(pin_dir):
             raise BpfError(errno.EOPNOTSUPP, reason)
         self.home = pin_dir / f"probe-{_digest()}"
         self.reasons: dict[str, str] = {}
-        for old in pin_dir.glob("probe-*"):
-            if old != self.home:
-                shutil.rmtree(old, ignore_errors=True)
-        self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._maps: dict[str, Map] = {}
-        self._attach_all()
-        if not self._maps:
-            raise BpfError(errno.EOPNOTSUPP, "; ".join(sorted(set(self.reasons.values()))))
+        with contextlib.ExitStack() as undo:
+            # Before anything is touched: two that attach at once would tell each event twice.
+            undo.enter_context(only_one(pin_dir, self.home))
+            undo.callback(self._close_maps)
+            for old in pin_dir.glob("probe-*"):
+                if old != self.home:
+                    shutil.rmtree(old, ignore_errors=True)
+            self._attach_all()
+            if not self._maps:
+                shutil.rmtree(self.home, ignore_errors=True)
+                raise BpfError(errno.EOPNOTSUPP, "; ".join(sorted(set(self.reasons.values()))))
+            self._undo = undo.pop_all()
 
     def __enter__(self) -> Probes:
         return self
@@ -172,6 +183,9 @@ class Probes:
         self.close()
 
     def close(self) -> None:
+        self._undo.close()
+
+    def _close_maps(self) -> None:
         for opened in self._maps.values():
             opened.close()
         self._maps.clear()
@@ -271,6 +285,15 @@ class Probes:
         ffi, _ = _library()
         value = Layout("hwerr_probe_told", ffi).pack({"told": told, "direct": int(direct)})
         self._maps[_TOLD].set(kind.to_bytes(4, "little"), bytes(value))
+
+
+@contextlib.contextmanager
+def only_one(pin_dir: Path = PIN_DIR, *homes: Path) -> Iterator[None]:
+    """Has the probes that are pinned, and `homes`, for itself. BlockingIOError if another has them."""
+    with contextlib.ExitStack() as stack:
+        for home in sorted({*pin_dir.glob("probe-*"), *homes}):
+            stack.enter_context(locked(home, wait=False))
+        yield
 
 
 def unload(pin_dir: Path = PIN_DIR) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from .. import device as hwerr
 from .. import probe
-from ..bpf import BpfError, capable, locked, unavailable
+from ..bpf import BpfError, capable, unavailable
 from . import EXIT_ERROR, EXIT_NO_DEVICE, EXIT_NO_PERMISSION, EXIT_OK, complain, output
 from .parser import Parser
 
@@ -85,7 +85,7 @@ def run(path: str) -> int:
     with hwerr.open(path, publish=True, names=False) as device:
         reader = hwerr.open(path, since="oldest", module=True, names=False)
         direct = hwerr.open(path, sources=probe.DIRECT, module=True, names=False)
-        with reader, direct, probe.Probes() as probes, locked(probes.home, wait=False):
+        with reader, direct, probe.Probes() as probes:
             publisher = probe.Publisher(probes, device, reader)
             try:
                 _tell(probes)
@@ -118,8 +118,14 @@ def unload() -> int:
     if not capable(_CAP_SYS_ADMIN):
         complain(PROG, "not permitted: run as root")
         return EXIT_NO_PERMISSION
-    if not probe.unload():
-        complain(PROG, "no probe was loaded")
+    try:
+        with probe.only_one():
+            if not probe.unload():
+                complain(PROG, "no probe was loaded")
+    except BlockingIOError:
+        # It would go on, and see nothing any more.
+        complain(PROG, f"`{PROG} run` has them: stop it first (systemctl stop hwerr-probe)")
+        return EXIT_ERROR
     return EXIT_OK
 
 

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 
 import hwerr_notify as h
 from hwerr_notify import probe
+from hwerr_notify.bpf import BpfError
 from hwerr_notify.cli import probe as cli
 from hwerr_notify.layout import Layout
 
@@ -195,6 +197,38 @@ def test_what_is_not_known_is_passed_over() -> None:
 def test_no_probe_where_there_is_none(tmp_path: Any) -> None:
     assert probe.status(tmp_path) == []
     assert not probe.unload(tmp_path)
+
+
+def test_only_one_has_the_probes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of whatever build: neither another that runs, nor one that would unload them under it."""
+    home = tmp_path / "probe-before"
+    home.mkdir()
+    monkeypatch.setattr(probe, "unavailable", lambda pin_dir: None)
+    monkeypatch.setattr(cli, "capable", lambda *_: True)
+    only_one, unload = probe.only_one, probe.unload
+    monkeypatch.setattr(probe, "only_one", lambda *homes: only_one(*(homes or (tmp_path,))))
+    monkeypatch.setattr(probe, "unload", lambda: unload(tmp_path))
+    with only_one(tmp_path):
+        with pytest.raises(BlockingIOError):
+            probe.Probes(tmp_path)
+        assert cli.main(["unload"]) == 1
+        assert "stop it first" in capsys.readouterr().err
+        assert home.exists()
+    assert cli.main(["unload"]) == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_probes_that_cannot_be_had_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(name: str) -> None:
+        raise BpfError(1, f"{name} was refused")
+
+    monkeypatch.setattr(probe, "unavailable", lambda pin_dir: None)
+    monkeypatch.setattr(probe, "BpfObject", refused)
+    with pytest.raises(BpfError, match="sigbus was refused"):
+        probe.Probes(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 class Busy:
