@@ -20,6 +20,7 @@ import math
 import os
 import shutil
 import signal
+import stat
 import struct
 import time
 from collections import OrderedDict, deque
@@ -587,7 +588,8 @@ def block_owners(block: Block, cgroup: int) -> tuple[list[Guest], bool]:
     """The VM whose request it was, and whether that is certain (as it also is that it was nobody's).
 
     A cgroup with one VM names it. In one with several, or where the io controller is off
-    and requests are charged to the root, it is who has the device open, if that is one only.
+    and requests are charged to the root, it is who has the device open, or what is stacked on it, if
+    that is one only.
     """
     candidates = vms()
     if not candidates:
@@ -595,7 +597,8 @@ def block_owners(block: Block, cgroup: int) -> tuple[list[Guest], bool]:
     inside = [pid for pid in candidates if _cgroup_of(pid, cgroup)]
     if len(inside) == 1:
         return [_guest_of(inside[0])], True
-    holders = [pid for pid in candidates if _holds(pid, block)]
+    devices = _stack(block) | {os.makedev(block.major, block.minor)}
+    holders = [pid for pid in candidates if _holds(pid, devices)]
     if len(holders) == 1:
         return [_guest_of(holders[0])], True
     return [], not (inside or holders)
@@ -628,15 +631,26 @@ def _cgroup_of(pid: int, inode: int) -> bool:
     return False
 
 
-def _holds(pid: int, block: Block) -> bool:
-    disk = os.makedev(block.major, block.minor)
-    devices = {disk}
-    try:
-        for part in Path(f"/sys/dev/block/{block.major}:{block.minor}").glob("*/dev"):
-            major, minor = part.read_text("ascii").split(":")
-            devices.add(os.makedev(int(major), int(minor)))
-    except (OSError, ValueError):
-        pass
+def _stack(block: Block, root: Path = Path("/sys/dev/block")) -> set[int]:
+    """Numbers of a disk, its partitions, and what is stacked on them (LVM, md, dm-crypt, multipath)."""
+    found: set[int] = set()
+    waiting = [root / f"{block.major}:{block.minor}"]
+    while waiting:
+        where = waiting.pop()
+        try:
+            major, minor = (where / "dev").read_text("ascii").split(":")
+            number = os.makedev(int(major), int(minor))
+        except (OSError, ValueError):
+            continue
+        if number not in found:
+            found.add(number)
+            waiting += [path.parent for path in where.glob("*/partition")]
+            waiting += where.glob("holders/*")
+    return found
+
+
+def _holds(pid: int, devices: set[int]) -> bool:
+    """Whether the process has one of them open, or a file on it."""
     try:
         with os.scandir(f"/proc/{pid}/fd") as entries:
             for entry in entries:
@@ -644,7 +658,8 @@ def _holds(pid: int, block: Block) -> bool:
                     found = entry.stat()
                 except OSError:
                     continue
-                if found.st_rdev in devices or found.st_dev in devices:
+                # Character devices have the same numbers.
+                if (stat.S_ISBLK(found.st_mode) and found.st_rdev in devices) or found.st_dev in devices:
                     return True
     except OSError:
         pass

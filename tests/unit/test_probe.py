@@ -177,6 +177,41 @@ def test_block() -> None:
     )
 
 
+def test_a_disk_is_held_through_what_is_stacked_on_it(tmp_path: Path) -> None:
+    """sdb, sdb1, a logical volume on that, an encrypted one on the volume; and a disk beside them."""
+
+    def disk(path: str, number: str) -> Path:
+        where = tmp_path / "devices" / path
+        (where / "holders").mkdir(parents=True)
+        (where / "dev").write_text(f"{number}\n")
+        return where
+
+    sdb, part = disk("sdb", "8:16"), disk("sdb/sdb1", "8:17")
+    (part / "partition").write_text("1\n")
+    # Of an NVMe disk that is a character device.
+    (sdb / "device").mkdir()
+    (sdb / "device/dev").write_text("243:0\n")
+    volume, crypt = disk("dm-0", "253:0"), disk("dm-1", "253:1")
+    disk("sdc", "8:32")
+    (part / "holders/dm-0").symlink_to(volume)
+    (volume / "holders/dm-1").symlink_to(crypt)
+    (crypt / "holders/dm-0").symlink_to(volume)
+    root = tmp_path / "block"
+    root.mkdir()
+    (root / "8:16").symlink_to(sdb)
+    stack = probe._stack(h.Block(8, 16, 0, 512, 0, 10, "sdb"), root)
+    assert stack == {os.makedev(*n) for n in ((8, 16), (8, 17), (253, 0), (253, 1))}
+    assert probe._stack(h.Block(8, 48, 0, 512, 0, 10, "sdd"), root) == set()
+
+
+def test_who_holds_a_device(tmp_path: Path) -> None:
+    with (tmp_path / "image").open("wb") as image, open("/dev/null", "rb") as null:
+        assert probe._holds(os.getpid(), {os.fstat(image.fileno()).st_dev})
+        # A character device; a block device may have that number.
+        assert not probe._holds(os.getpid(), {os.fstat(null.fileno()).st_rdev})
+    assert not probe._holds(GONE, {os.stat(tmp_path).st_dev})
+
+
 def test_a_status_that_kernels_number_differently_is_told_by_number() -> None:
     """16 is "active zones exceeded" in 6.1, and "device offline" in 6.12."""
     for status in (13, 14, 16, 17):
