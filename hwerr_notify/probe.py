@@ -587,36 +587,49 @@ class Composer:
 def block_owners(block: Block, cgroup: int) -> tuple[list[Guest], bool]:
     """The VM whose request it was, and whether that is certain (as it also is that it was nobody's).
 
-    A cgroup with one VM names it. In one with several, or where the io controller is off
-    and requests are charged to the root, it is who has the device open, or what is stacked on it, if
-    that is one only.
+    A cgroup with one VM names it, one without says that it was somebody else's. In one with several
+    it is that of them who has the device open, or what is stacked on it, if that is one only; so it
+    is of all where the io controller is off and requests are charged to the root.
     """
     candidates = vms()
     if not candidates:
         return [], True
-    inside = [pid for pid in candidates if _cgroup_of(pid, cgroup)]
-    if len(inside) == 1:
-        return [_guest_of(inside[0])], True
+    if _is_own(cgroup):
+        candidates = [pid for pid in candidates if _cgroup_of(pid, cgroup)]
+        if len(candidates) < 2:
+            return [_guest_of(pid) for pid in candidates], True
     devices = _stack(block) | {os.makedev(block.major, block.minor)}
     holders = [pid for pid in candidates if _holds(pid, devices)]
     if len(holders) == 1:
         return [_guest_of(holders[0])], True
-    return [], not (inside or holders)
+    return [], not (holders or _is_own(cgroup))
 
 
 @lru_cache(maxsize=1)
 def _cgroup_root() -> Path | None:
+    """Where the hierarchy is that requests are charged in; None if that is one of version 1."""
     for line in Path("/proc/self/mounts").read_text("utf-8", "replace").splitlines():
         fields = line.split()
         if fields[2] == "cgroup2":
-            return Path(fields[1])
+            root = Path(fields[1])
+            try:
+                controllers = (root / "cgroup.controllers").read_text("ascii").split()
+            except OSError:
+                return None
+            return root if "io" in controllers else None
     return None
 
 
-def _cgroup_of(pid: int, inode: int) -> bool:
-    """Whether the process is in that cgroup or below it; the root is everybody's and so nobody's."""
+def _is_own(cgroup: int) -> bool:
+    """Whether it is one of somebody: the root is everybody's, and so nobody's."""
     root = _cgroup_root()
-    if not inode or root is None:
+    return root is not None and cgroup not in (0, root.stat().st_ino)
+
+
+def _cgroup_of(pid: int, inode: int) -> bool:
+    """Whether the process is in that cgroup or below it."""
+    root = _cgroup_root()
+    if root is None:
         return False
     try:
         lines = Path(f"/proc/{pid}/cgroup").read_text("utf-8", "replace").splitlines()

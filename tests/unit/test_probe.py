@@ -204,6 +204,36 @@ def test_a_disk_is_held_through_what_is_stacked_on_it(tmp_path: Path) -> None:
     assert probe._stack(h.Block(8, 48, 0, 512, 0, 10, "sdd"), root) == set()
 
 
+@pytest.mark.parametrize(
+    ("own", "inside", "holders", "named", "sure"),
+    [
+        (False, {}, set(), [], True),
+        (False, {}, {1}, [1], True),
+        (False, {}, {1, 2}, [], False),
+        (True, {1}, {1, 2}, [1], True),
+        # Of another one's cgroup, whoever has the disk open as well.
+        (True, set(), {1}, [], True),
+        (True, {1, 2}, {2, 3}, [2], True),
+        (True, {1, 2}, {3}, [], False),
+        (True, {1, 2}, {1, 2}, [], False),
+    ],
+)
+def test_whose_request_it_was(
+    own: bool, inside: set[int], holders: set[int], named: list[int], sure: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    for name, answer in {
+        "vms": lambda: [1, 2, 3],
+        "_is_own": lambda cgroup: own,
+        "_cgroup_of": lambda pid, cgroup: pid in inside,
+        "_holds": lambda pid, devices: pid in holders,
+        "_guest_of": h.Guest,
+    }.items():
+        monkeypatch.setattr(probe, name, answer)
+    guests, certain = probe.block_owners(h.Block(8, 16, 0, 512, 0, 10, "sdb"), 77)
+    assert ([g.pid for g in guests], certain) == (named, sure)
+
+
 def test_who_holds_a_device(tmp_path: Path) -> None:
     with (tmp_path / "image").open("wb") as image, open("/dev/null", "rb") as null:
         assert probe._holds(os.getpid(), {os.fstat(image.fileno()).st_dev})
