@@ -25,6 +25,7 @@
 #define KVM_EXIT_FAIL_ENTRY	9
 #define KVM_EXIT_INTERNAL_ERROR	17
 #define KVM_EXIT_SYSTEM_EVENT	24
+#define KVM_EXIT_MEMORY_FAULT	39
 #define KVM_EXIT_IO_OUT		1
 #define KVM_SYSTEM_EVENT_CRASH	3
 #define KVM_INTERNAL_ERROR_EMULATION	1
@@ -251,6 +252,9 @@ int BPF_PROG(hwerr_kvm_run, struct kvm_vcpu *vcpu, int ret)
 		return 0;
 	run = BPF_CORE_READ(vcpu, run);
 	reason = BPF_CORE_READ(run, exit_reason);
+	/* Memory that a confidential guest shares, or takes back: user space converts it. */
+	if (ret == -EFAULT && reason == KVM_EXIT_MEMORY_FAULT)
+		return 0;
 	if (ret >= 0) {
 		switch (reason) {
 		case KVM_EXIT_IO:

@@ -216,6 +216,7 @@ int trace_arm_event(void *ctx)
 #define KVM_EXIT_SHUTDOWN	8
 #define KVM_EXIT_FAIL_ENTRY	9
 #define KVM_EXIT_INTERNAL_ERROR	17
+#define KVM_EXIT_MEMORY_FAULT	39
 
 int trace_kvm_userspace_exit(void *ctx)
 {
@@ -224,6 +225,9 @@ int trace_kvm_userspace_exit(void *ctx)
 
 	/* Interrupted, by a signal or another vCPU: nothing failed. */
 	if (error == -EINTR || error == -EAGAIN)
+		return 0;
+	/* Memory that a confidential guest shares, or takes back: user space converts it. */
+	if (error == -EFAULT && reason == KVM_EXIT_MEMORY_FAULT)
 		return 0;
 	if (!error && reason != KVM_EXIT_UNKNOWN && reason != KVM_EXIT_SHUTDOWN &&
 	    reason != KVM_EXIT_FAIL_ENTRY && reason != KVM_EXIT_INTERNAL_ERROR)
