@@ -120,7 +120,7 @@ def parser() -> argparse.ArgumentParser:
         help="wait at most so long for an event's record (default: %(default)g)")  # fmt: skip
     add("--json", action="store_true", help="one JSON object a line, for programs")
     add("--record-device", metavar="PATH",
-        help=f"where the records are; default: {hwerr.DEFAULT_PATH}, if it is there")  # fmt: skip
+        help=f"where the records are; default: {hwerr.DEFAULT_PATH}, or what goes without it")  # fmt: skip
     return p
 
 
@@ -282,7 +282,9 @@ def _records(args: argparse.Namespace) -> hwerr.Device | None:
     except OSError as error:
         if args.record_device or error.errno not in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
             raise
-        complain(PROG, f"raw events only: {path} is not there (modprobe hwerr)")
+        _, without, reason = (error.strerror or "").partition("without the module: ")
+        more = f"; without it: {reason}" if without else ""
+        complain(PROG, f"raw events only: {path} is not there (modprobe hwerr){more}")
         return None
     if device.info().scope != "all":
         device.close()

@@ -403,6 +403,22 @@ def text(raw_event: RawEvent, event: Event | None, paired: bool = True) -> list[
     return ["".join(part for part, _ in segs) for segs, _ in shown]
 
 
+def test_why_there_are_raw_events_only(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def absent(path: str) -> None:
+        reason = "No such file; and it does not go without the module: no BTF here"
+        raise FileNotFoundError(2, reason, path)
+
+    monkeypatch.setattr(h.device, "open", absent)
+    assert cli._records(cli.parser().parse_args([])) is None
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "raw events only: /dev/hwerr is not there (modprobe hwerr); without it: no BTF here" in said
+    with pytest.raises(FileNotFoundError):
+        cli._records(cli.parser().parse_args(["--record-device", "/dev/none"]))
+
+
 def test_an_event_next_to_its_record() -> None:
     first, f, g, record = text(raw(MCE, **AN_MCE), mce_record(time_mono_ns=SECOND + 250_000))
     assert re.match(r"\d\d:\d\d:\d\d\.\d{6} mce:mce_record +cpu 1 +qemu\(7\) mcgcap=0x0 ", first)
