@@ -114,11 +114,12 @@ def formats(wanted: Wanted) -> tuple[dict[int, Format], list[str]]:
             if others > _OTHERS:
                 continue
         try:
-            text = (events / name.replace(":", "/") / "format").read_text("ascii")
+            text = (events / name.replace(":", "/") / "format").read_text("ascii", "replace")
+            found[len(found) + 1] = parse_format(name, text)
         except FileNotFoundError:
             absent.append(name)
-            continue
-        found[len(found) + 1] = parse_format(name, text)
+        except ValueError:
+            pass  # one that says nothing but that it was hit
     # It is in one of two groups.
     if any(f.name.endswith(":memory_failure_event") for f in found.values()):
         absent = [name for name in absent if not name.endswith(":memory_failure_event")]

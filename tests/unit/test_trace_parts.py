@@ -139,6 +139,17 @@ def test_a_format_without_fields() -> None:
         parse_format("x:y", "name: y\nformat:\n" + COMMON)
 
 
+def test_an_event_without_fields_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, text in (("new_event", described(("u32 x", 8, 4, 0))), ("bare_event", f"format:\n{COMMON}")):
+        where = tmp_path / "events/ras" / name
+        where.mkdir(parents=True)
+        (where / "format").write_text(text, "ascii")
+    monkeypatch.setattr(bccprobe, "TRACEFS", (tmp_path,))
+    found, absent = bccprobe.formats(Wanted())
+    assert [f.name for f in found.values()] == ["ras:new_event"]
+    assert set(absent) == set(KNOWN)
+
+
 # -- pairing -----------------------------------------------------------------
 
 
