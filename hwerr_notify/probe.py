@@ -119,6 +119,13 @@ def _digest() -> str:
     return digest.hexdigest()[:12]
 
 
+def _unloaded(probe: ProbeType) -> str | None:
+    """Why there is nothing to attach it to; None if there is."""
+    if probe.module and not Path("/sys/module", probe.module).exists():
+        return f"the kernel module {probe.module} is not loaded"
+    return None
+
+
 def _counts(counts: Map, kind: int) -> tuple[int, int]:
     ffi, _ = _library()
     fields = Layout("hwerr_probe_count", ffi).unpack(counts[kind.to_bytes(4, "little")])
@@ -143,8 +150,10 @@ def status(pin_dir: Path = PIN_DIR) -> list[ProbeStatus]:
             for kind, probe in enumerate(PROBES):
                 attached = all((homes[0] / name).exists() for name in probe.programs)
                 emitted, dropped = _counts(counts, kind)
-                path = _told(told, kind)[1]
-                found.append(ProbeStatus(probe.name, attached, emitted, dropped, path=path))
+                reason = None if attached else _unloaded(probe) or "hwerr-probe says why when it starts"
+                found.append(
+                    ProbeStatus(probe.name, attached, emitted, dropped, reason, _told(told, kind)[1])
+                )
         return found
     except (OSError, struct.error):  # struct.error: they are of another version
         return []
@@ -203,8 +212,8 @@ class Probes:
                 if not (offered and probe.direct and self._path(name) == "write"):
                     self.reasons.pop(name, None)
                     continue
-            if probe.module and not Path("/sys/module", probe.module).exists():
-                self.reasons[name] = f"the kernel module {probe.module} is not loaded"
+            if reason := _unloaded(probe):
+                self.reasons[name] = reason
                 continue
             try:
                 if not (offered and probe.direct and self._attach_direct(name, probe)):

@@ -110,7 +110,8 @@ def show_status(as_json: bool) -> int:
         else:
             for s in found:
                 state = "attached" if s.attached else "missing"
-                print(f"{s.name:8} {state:9} {s.emitted:8} passed on {s.dropped:8} lost  {s.way}")
+                why = s.reason or s.way
+                print(f"{s.name:8} {state:9} {s.emitted:8} passed on {s.dropped:8} lost  {why}")
     return EXIT_OK if found and all(s.attached for s in found) else EXIT_ERROR
 
 

@@ -353,7 +353,7 @@ def show_stats(device: hwerr.Device, as_json: bool) -> None:
         rows += [("probes", "")]
     for p in probes:
         state = f"{p.emitted} passed on {p.way}, {p.dropped} lost"
-        rows += [(f"  {p.name}", state if p.attached else f"missing; {state}")]
+        rows += [(f"  {p.name}", state if p.attached else f"missing: {p.reason}; {state}")]
     with output():
         for name, value in rows:
             print(f"{name:20} {value}")

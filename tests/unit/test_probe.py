@@ -354,6 +354,43 @@ def test_losses_of_what_goes_by_no_loader_are_told(monkeypatch: pytest.MonkeyPat
     assert time.monotonic() - start >= 0.5
 
 
+def test_a_probe_that_is_missing_is_named_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Pinned:
+        def __init__(self, path: Path) -> None:
+            self.size = 32 if path.name == "hwerr_counts" else 16
+
+        def __enter__(self) -> Pinned:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def __getitem__(self, key: bytes) -> bytes:
+            return bytes(self.size)
+
+    monkeypatch.setattr(probe, "Map", SimpleNamespace(pinned=Pinned))
+    missing = {"kvm": "the kernel module kvm is not loaded"}
+    monkeypatch.setattr(probe, "_unloaded", lambda p: missing.get(p.object))
+    home = tmp_path / "probe-x"
+    home.mkdir()
+    for program in ("hwerr_signal_kill", "hwerr_vm_release", "hwerr_signal_bus"):
+        (home / program).touch()
+    found = probe.status(tmp_path)
+    assert {s.name: s.reason for s in found} == {
+        "kvm": missing["kvm"], "panic": missing["kvm"], "death": None, "sigbus": None,
+        "block": "hwerr-probe says why when it starts",
+    }  # fmt: skip
+    monkeypatch.setattr(cli, "unavailable", lambda: None)
+    monkeypatch.setattr(probe, "status", lambda: found)
+    assert cli.main(["status"]) == 1
+    rows = capsys.readouterr().out.splitlines()
+    assert rows[0].split()[:2] == ["kvm", "missing"]
+    assert rows[0].endswith(missing["kvm"])
+    assert rows[3].endswith("through hwerr-probe and write()")
+
+
 @pytest.mark.parametrize("argv", [[], ["walk"], ["run", "--nothing"]])
 def test_wrong_usage_is_one_line(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
