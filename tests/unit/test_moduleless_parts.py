@@ -39,6 +39,11 @@ def slot(of: int, va: int, gpa: int, vm: int = 7) -> dict[str, Any]:
     return {"flags": SLOT, "owner": of, "va": va, "len": PAGE, "gpa": gpa, "vm": vm, "slot": 3}
 
 
+REPEATED: dict[str, Any] = {
+    "severity": 1, "source": int(Source.EDAC), "ident": (1, 2, 3, 4), "phys_addr": 0x9000, "phys_len": PAGE,
+}  # fmt: skip
+
+
 def corrected(mono_ns: int, **more: Any) -> bytes:
     return sample(time_ns=mono_ns, severity=1, source=int(Source.EDAC), ident=(1, 2, 3, 4), **more)
 
@@ -106,6 +111,14 @@ def test_repetitions_are_counted_with_the_first() -> None:
     assert Flags.COALESCED in told.flags
     assert book.due() == 0
     assert (book.errors, book.records, book.coalesced) == (8, 3, 6)
+
+
+def test_repetitions_have_the_owners_of_the_last() -> None:
+    book = _Book()
+    for n, pid in enumerate((10, 11, 12)):
+        book.enter(*_compose(sample(owner(pid, 0x1000), time_ns=SECOND + n, **REPEATED)))
+    (told,) = book.over(3 * SECOND)
+    assert ([t.pid for t in told.tasks], told.count) == ([12], 2)
 
 
 def test_uncorrected_errors_are_never_repetitions() -> None:
@@ -222,6 +235,19 @@ def test_now_is_behind_all_that_there_was(reader: Moduleless) -> None:
     fill(reader, 1, ident=2)
     reader.seek("now")
     assert reader.drain() == []
+
+
+def test_losses_are_told_by_the_next_that_is_read(reader: Moduleless) -> None:
+    """Whether it was reported before the gap or after: the programs count, and do not say when."""
+    fill(reader, 1, ident=1)
+    dropped = bytearray(1024)
+    dropped[8 * (16 + int(Source.EDAC))] = 7
+    reader._dropped = {bytes(4): bytes(dropped)}  # type: ignore[assignment]
+    assert reader.read(0)[0].lost == 7
+    fill(reader, 1, ident=2)
+    assert reader.read(0)[0].lost == 0
+    stats = reader.stats()
+    assert (stats.reader_lost, stats.dropped, stats.reader_pending) == (7, 7, 0)
 
 
 def test_a_storm_is_not_waited_out(reader: Moduleless) -> None:
