@@ -349,10 +349,8 @@ _DEATH_RAW = 0x10000
 
 
 def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
+    """As bpf/process.bpf.c: the real-time ones have none."""
+    return signal.Signals(number).name if 0 < number < 32 else f"signal {number}"
 
 
 def _comm(raw: bytes) -> str:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 import time
@@ -87,7 +88,7 @@ def test_kvm(fields: dict[str, Any], text: str) -> None:
         (signal.SIGKILL, 1, 0, False, "killed by SIGKILL, because memory was short"),
         (signal.SIGTERM, 0, -1, True, "killed by SIGTERM"),
         (signal.SIGSEGV, 0, -1, False, "killed by SIGSEGV"),
-        (64, 0, -1, False, "killed by SIGRTMAX"),
+        (64, 0, -1, False, "killed by signal 64"),
         (32, 0, -1, False, "killed by signal 32"),
     ],
 )
@@ -100,6 +101,13 @@ def test_death(signal_number: int, oom: int, sender: int, deliberate: bool, text
     assert event.severity == (h.Severity.INFO if deliberate else h.Severity.RECOVERABLE)
     assert event.action_required != deliberate
     assert event.raw_severity == 0x10000 + signal_number
+
+
+def test_signals_have_the_names_that_the_probe_has() -> None:
+    source = (Path(__file__).resolve().parents[2] / "bpf/process.bpf.c").read_text("ascii")
+    table = source.partition("names[NAMES][12] = {")[2].partition("}")[0]
+    names = re.findall(r'"(\w+)"', table)
+    assert [probe._signal_name(n) for n in range(1, 32)] == names[1:]
 
 
 def test_panic() -> None:
