@@ -556,7 +556,9 @@ class Composer:
             flags |= Flags.LINKED
             link = event.id
             if isinstance(owner, Guest):
-                gpa = None if owner.gpa is None else owner.gpa + start - owner.hva
+                # A huge page may begin before the guest's memory does.
+                at = None if owner.gpa is None else owner.gpa + start - owner.hva
+                gpa = at if at is not None and at >= 0 else None
                 known = GuestFlags.KVM & owner.flags
                 owner = replace(owner, hva=start, gpa=gpa, len=length, flags=known, name=None, uuid=None)
             else:

@@ -154,6 +154,20 @@ def test_sigbus_takes_the_guest_from_its_cause() -> None:
     assert h.Flags.LINKED in event.flags
 
 
+def test_sigbus_of_a_huge_page_that_begins_before_the_guests_memory() -> None:
+    guest = h.Guest(GONE, h.GuestFlags.KVM, 77, 5, 0x7000_1000, 0, 4096, 1, "qemu")
+    cause = h.build(
+        h.Memory(0x1000, 4096), guest, severity=h.Severity.RECOVERABLE, source=h.Source.MCE, seq=9, id=9
+    )
+    causes = SimpleNamespace(find=lambda *_: (cause, guest))
+    composer = probe.Composer(causes)  # type: ignore[arg-type]
+    event = composer(sample(lib.HWERR_PROBE_SIGBUS, addr=0x7000_1234, code=4, lsb=21))
+    assert event is not None
+    (hit,) = event.guests
+    assert (hit.hva, hit.gpa, hit.len) == (0x7000_0000, None, 2 << 20)
+    assert h.encode([event])
+
+
 def test_a_cause_is_of_the_same_process_not_of_its_number() -> None:
     def hit(start_ns: int) -> h.Event:
         task = h.Task(GONE, start_ns=start_ns, va=0x7000_0000, len=4096)
