@@ -24,11 +24,12 @@ from typing import Any, Self
 
 __all__ = [
     "PIN_DIR", "BpfError", "BpfObject", "Map", "Ring", "Seal", "SealState", "capable", "locked",
-    "module_offers", "start_of", "unavailable",
+    "module_offers", "start_of", "unavailable", "unreadable",
 ]  # fmt: skip
 
 PIN_DIR = Path("/sys/fs/bpf/hwerr")
 OBJECTS = Path(__file__).resolve().parent / "_bpf"
+LOCKDOWN = Path("/sys/kernel/security/lockdown")
 
 # linux/kvm.h, linux/capability.h
 _KVM_RUN = 0xAE80
@@ -110,6 +111,17 @@ def unavailable(pin_dir: Path | None = PIN_DIR) -> str | None:
         return "this kernel describes no types (CONFIG_DEBUG_INFO_BTF is off)"
     if pin_dir and not lib.hwerr_is_bpf_fs(os.fsencode(pin_dir.parent)):
         return f"{pin_dir.parent} is not a BPF file system: mount -t bpf bpf {pin_dir.parent}"
+    return None
+
+
+def unreadable() -> str | None:
+    """None if BPF programs may read the kernel's memory here, as the probes do, else why not."""
+    try:
+        lockdown = LOCKDOWN.read_text("ascii")
+    except OSError:
+        return None
+    if "[confidentiality]" in lockdown:
+        return "lockdown=confidentiality keeps BPF programs from reading the kernel's memory"
     return None
 
 

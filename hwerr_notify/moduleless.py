@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from ._uapi import lib as uapi
-from .bpf import BpfError, BpfObject, Map, Ring, _library, kernel_has_type
+from .bpf import BpfError, BpfObject, Map, Ring, _library, kernel_has_type, unreadable
 from .bpf import unavailable as bpf_unavailable
 from .device import Device, DeviceInfo, Filter, Since, Stats, _bits, _mask, filter_severities
 from .enums import Component, Flags, GuestFlags, Kind, Severity, Source, TaskFlags
@@ -68,15 +68,7 @@ HOOKS = (
 
 def unavailable() -> str | None:
     """None if hardware errors can be had without the module here as far as can be told, else why not."""
-    if reason := bpf_unavailable(None):
-        return reason
-    try:
-        lockdown = Path("/sys/kernel/security/lockdown").read_text("ascii")
-    except OSError:
-        lockdown = ""
-    if "[confidentiality]" in lockdown:
-        return "lockdown=confidentiality keeps BPF programs from reading the kernel's memory"
-    return None
+    return bpf_unavailable(None) or unreadable()
 
 
 class _EnoughError(Exception):

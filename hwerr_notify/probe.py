@@ -43,6 +43,7 @@ from .bpf import (
     module_offers,
     start_of,
     unavailable,
+    unreadable,
 )
 from .enums import Component, Flags, GuestFlags, Kind, Severity, Source
 from .event import Block, Event, Guest, Task, Vcpu, build
@@ -168,7 +169,7 @@ class Probes:
         BpfError if nothing can be done at all, BlockingIOError if another has them: of this build
         or of one before.
         """
-        if reason := unavailable(pin_dir):
+        if reason := unavailable(pin_dir) or unreadable():
             raise BpfError(errno.EOPNOTSUPP, reason)
         self.home = pin_dir / f"probe-{_digest()}"
         self.reasons: dict[str, str] = {}

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import hwerr_notify as h
-from hwerr_notify import probe
+from hwerr_notify import bpf, probe
 from hwerr_notify.bpf import BpfError
 from hwerr_notify.cli import probe as cli
 from hwerr_notify.layout import Layout
@@ -305,6 +305,23 @@ def test_only_one_has_the_probes(
         assert home.exists()
     assert cli.main(["unload"]) == 0
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("level", ["integrity", "confidentiality"])
+def test_a_lockdown_that_keeps_programs_from_reading_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, level: str
+) -> None:
+    lockdown = tmp_path / "lockdown"
+    levels = ("none", "integrity", "confidentiality")
+    lockdown.write_text(" ".join(f"[{name}]" if name == level else name for name in levels), "ascii")
+    monkeypatch.setattr(bpf, "LOCKDOWN", lockdown)
+    monkeypatch.setattr(probe, "unavailable", lambda pin_dir: None)
+    if level == "integrity":
+        assert bpf.unreadable() is None
+        return
+    with pytest.raises(BpfError, match="lockdown=confidentiality keeps"):
+        probe.Probes(tmp_path / "pins")
+    assert not (tmp_path / "pins").exists()
 
 
 def test_probes_that_cannot_be_had_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
