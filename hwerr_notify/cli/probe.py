@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from .. import device as hwerr
 from .. import probe
 from ..bpf import BpfError, capable, unavailable
+from ..event import RecordError
 from . import EXIT_ERROR, EXIT_NO_DEVICE, EXIT_NO_PERMISSION, EXIT_OK, complain, output
 from .parser import Parser
 
@@ -146,6 +147,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BpfError as error:
         complain(PROG, str(error.strerror))
         return EXIT_NO_PERMISSION if "not permitted" in str(error.strerror) else EXIT_ERROR
+    except RecordError as error:
+        complain(PROG, f"{args.device} gave a record that this version does not understand: {error}")
+        return EXIT_ERROR
     except BlockingIOError:
         complain(PROG, "another one runs: stop it first")
         return EXIT_ERROR

@@ -430,6 +430,19 @@ def test_a_probe_that_is_missing_is_named_with_the_reason(
     assert rows[3].endswith("through hwerr-probe and write()")
 
 
+def test_a_record_that_is_not_understood_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(path: str) -> int:
+        raise h.RecordError("version 9", 64)
+
+    monkeypatch.setattr(cli, "run", run)
+    assert cli.main(["run"]) == 1
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("hwerr-probe: /dev/hwerr gave a record that this version does not understand: ")
+    assert "version 9" in said
+
+
 @pytest.mark.parametrize("argv", [[], ["walk"], ["run", "--nothing"]])
 def test_wrong_usage_is_one_line(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
