@@ -386,7 +386,10 @@ def follow(device: hwerr.Device, args: argparse.Namespace) -> int:
     poll.register(sys.stdout.fileno(), 0)
     while True:
         seq, events = 0, []
-        for event in device.read_nonblocking():
+        over = deadline is not None and time.monotonic() >= deadline
+        # Without the module events have numbers only when they are read: all that there is, then.
+        last = over and _mode(device) == "bpf"
+        for event in device.drain() if last else device.read_nonblocking():
             seq = event.seq
             lost += event.lost
             if wanted(event):
@@ -402,14 +405,13 @@ def follow(device: hwerr.Device, args: argparse.Namespace) -> int:
                 if not left_to_show:
                     return EXIT_OK
         left = None if deadline is None else deadline - time.monotonic()
-        over = left is not None and left <= 0
         if over and end is None:
             # What came before the end of the time is shown, and a storm does not prolong it.
             end = device.info().next_seq
         ready = poll.poll(None if left is None else max(0, math.ceil(left * 1000)))
         if any(fd != device.fileno() for fd, _ in ready):
             raise BrokenPipeError(errno.EPIPE, "output was closed by its reader")
-        if over and (not ready or (end and seq + 1 >= end)):
+        if over and (last or not ready or (end and seq + 1 >= end)):
             if missed := lost + device.stats().reader_pending:
                 complain(PROG, f"{missed} more were lost at the end; of which VM, nobody knows")
             return EXIT_OK if shown else EXIT_NOTHING

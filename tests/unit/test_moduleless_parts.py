@@ -16,6 +16,7 @@ pytest.importorskip("hwerr_notify._libbpf")
 
 from hwerr_notify import Event, Flags, Mce, Severity, Source
 from hwerr_notify.bpf import _library
+from hwerr_notify.cli import watch
 from hwerr_notify.device import Filter
 from hwerr_notify.event import _put
 from hwerr_notify.moduleless import _BATCH, Moduleless, _Book, _compose, _layouts
@@ -235,6 +236,17 @@ def test_now_is_behind_all_that_there_was(reader: Moduleless) -> None:
     fill(reader, 1, ident=2)
     reader.seek("now")
     assert reader.drain() == []
+
+
+def test_watch_shows_all_that_there_was_when_its_time_is_over(
+    reader: Moduleless, capfd: pytest.CaptureFixture[str]
+) -> None:
+    reader._maps = [SimpleNamespace(max_entries=1)] * 3  # type: ignore[list-item]
+    reader._programs.attached = []
+    for n in range(3 * _BATCH):
+        fill(reader, 1, ident=n + 1)
+    assert watch.follow(reader, watch.parser().parse_args(["--json", "--timeout", "0"])) == 0
+    assert capfd.readouterr().out.count("\n") == 3 * _BATCH
 
 
 def test_losses_are_told_by_the_next_that_is_read(reader: Moduleless) -> None:
