@@ -54,6 +54,10 @@ bench-freeze:	## measure freezing a VM, and put the table into README.md
 	scripts/setup
 	.venv/bin/python scripts/bench --freeze
 
+bench-probes:	## measure what hwerr-probe costs guests and disks, and put the table into README.md
+	scripts/setup
+	.venv/bin/python scripts/bench --probes --mem 3G
+
 bench-peers:	## hwerr beside rasdaemon, trace_pipe, perf and QEMU: docs/benchmarks.md
 	scripts/setup
 	.venv/bin/python scripts/bench-peers
@@ -74,5 +78,5 @@ clean:		## what was built here
 	rm -rf build
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help demo demo-ha test test-long test-debug test-ha test-install check bench bench-freeze bench-peers setup module install uninstall clean
+.PHONY: help demo demo-ha test test-long test-debug test-ha test-install check bench bench-freeze bench-probes bench-peers setup module install uninstall clean
 .DEFAULT_GOAL := help

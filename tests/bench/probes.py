@@ -4,18 +4,17 @@
 
     tests/vm/run --kernel 6.12 --cpu amd -- .venv/bin/python tests/bench/probes.py [PAIRS]
 
-First the kernel's own account (kernel.bpf_stats_enabled): the time spent in the probe of
-the guest that leaves most often, as a share of what its vCPU thread spent. It holds on a
-busy machine too. Then pairs of runs, for a quiet one:
+The kernel's own account (kernel.bpf_stats_enabled) says what share of a vCPU thread's time
+is spent in the probe of the guest that leaves most often. Then come pairs of runs: each is
+one with the probes attached and one without, in changing order. Of a run, operations per
+second of CPU time of who does them are counted, so that what else the machine does falls
+out of it; with over without is the ratio of a pair.
 
-Each pair is one run with the probes attached and one without, in changing order. Of a
-run, operations per second of CPU time of who does them are counted, so that what else
-the machine does falls out of it. Prints the median of the pairs' ratios, with over
-without, and their quartiles:
+    exit-user     a guest that does nothing but leave for QEMU, the dearest case
+    exit-kernel   one that does nothing but leave for KVM (cpuid)
+    block         reads of 512 bytes, past the page cache
 
-    userspace-exits   a guest that does nothing but leave for QEMU, the dearest case
-    kernel-exits      one that does nothing but leave for KVM (cpuid)
-    block             reads of 512 bytes, past the page cache
+The last line on stdout is one JSON object: `kernel`, `share`, and under `ratios` those of each.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
-import statistics
+import platform
 import subprocess
 import sys
 import time
@@ -110,18 +109,16 @@ def ratios(rate: Callable[[], float], pairs: int) -> list[float]:
 
 def main() -> int:
     pairs = int(sys.argv[1]) if len(sys.argv) > 1 else 10
-    rows = {}
-    for name, code in (("userspace-exits", "exit-user"), ("kernel-exits", "exit-kernel")):
+    found = {}
+    shares: list[float] = []
+    for code in ("exit-user", "exit-kernel"):
         with Guest.start(GuestConfig(name=code, mem=16 << 20, code=code)) as guest:
-            if name == "userspace-exits":
-                shares = sorted(share(guest, "hwerr_kvm_run") for _ in range(5))
-                print(f"share of a userspace exit spent in the probe: {shares[2]:.4f}", flush=True)
-            rows[name] = ratios(lambda guest=guest: guest_rate(guest), pairs)  # type: ignore[misc]
+            if code == "exit-user":
+                shares = [share(guest, "hwerr_kvm_run") for _ in range(5)]
+            found[code] = ratios(lambda guest=guest: guest_rate(guest), pairs)  # type: ignore[misc]
     modprobe("null_blk", "nr_devices=1", "queue_mode=2", "irqmode=0", "gb=1")
-    rows["block"] = ratios(lambda: disk_rate(Path("/dev/nullb0")), pairs)
-    for name, values in rows.items():
-        low, middle, high = statistics.quantiles(values, n=4)
-        print(f"{name:16} {middle:.4f}  ({low:.4f} to {high:.4f}, {pairs} pairs)")
+    found["block"] = ratios(lambda: disk_rate(Path("/dev/nullb0")), pairs)
+    print(json.dumps({"kernel": platform.release(), "share": shares, "ratios": found}))
     return 0
 
 
