@@ -21,7 +21,7 @@ from testbed.guest import Guest, GuestConfig
 from testbed.kernel import put
 from testbed.records import MceRecord
 from testbed.victim import Victim
-from testbed.wait import wait_event
+from testbed.wait import wait_events
 
 import hwerr_notify
 from hwerr_notify import Device, Event, Flags, Kind, Severity, Source
@@ -35,10 +35,11 @@ UNSURE = Flags.OWNERS_UNKNOWN | Flags.OWNERS_TRUNCATED
 PAGES = 50
 
 
-def wait(device: Device, wanted: Callable[[Event], bool]) -> Event:
-    event = wait_event(device, wanted)
-    print(json.dumps(event.to_json()), flush=True)
-    return event
+def wait(device: Device, *wanted: Callable[[Event], bool]) -> tuple[Event, ...]:
+    events = wait_events(device, *wanted)
+    for event in events:
+        print(json.dumps(event.to_json()), flush=True)
+    return events
 
 
 def told(event: Event, guest: Guest, gpa: int | None, hva: int) -> None:
@@ -58,18 +59,19 @@ def locked_down() -> None:
 def memory_failure(device: Device) -> None:
     with Victim() as victim:
         victim.poison()
-        event = wait(device, lambda e: e.source == Source.MEMORY_FAILURE)
+        (event,) = wait(device, lambda e: e.source == Source.MEMORY_FAILURE)
         assert [(t.pid, t.va) for t in event.tasks] == [(victim.memory.pid, victim.memory.va)]
     with Guest.start(GuestConfig(name="hard", code="count", backing="memfd")) as guest:
         gpa = 0x600000
         hva = guest.gpa2hva(gpa)
         put(Path("/sys/devices/system/memory/hard_offline_page"), f"{guest.gpa2hpa(gpa):#x}")
-        told(wait(device, lambda e: e.source == Source.MEMORY_FAILURE), guest, gpa, hva)
+        (event,) = wait(device, lambda e: e.source == Source.MEMORY_FAILURE)
+        told(event, guest, gpa, hva)
 
 
 def pci_express(device: Device) -> None:
     inject.aer_real("aer0", "POISON_TLP", header_log=(5, 6, 7, 8))
-    event = wait(device, lambda e: e.source == Source.AER)
+    (event,) = wait(device, lambda e: e.source == Source.AER)
     assert (event.severity, event.kind) == (Severity.RECOVERABLE, Kind.NONFATAL)
     assert event.pci is not None
     assert (event.pci.address, event.pci.status) == (inject.pci_address("aer0"), 0x1000)
@@ -89,7 +91,7 @@ def random_pages(device: Device) -> None:
                 status = VAL | EN | ADDRV | MISCV | AMD_DRAM
                 misc = n << 32 | PHYSICAL_PAGE
                 inject.mce_real(MceRecord(status=status, addr=addr, misc=misc, bank=4))
-                event = wait(device, lambda e, m=misc: e.mce is not None and e.mce.misc == m)  # type: ignore[misc]
+                (event,) = wait(device, lambda e, m=misc: e.mce is not None and e.mce.misc == m)  # type: ignore[misc]
                 told(event, guest, gpa, guest.gpa2hva(gpa))
 
 
@@ -100,10 +102,11 @@ def machine_check(device: Device) -> None:
         addr, hva = guest.gpa2hpa(gpa), guest.gpa2hva(gpa)
         status = VAL | UC | EN | MISCV | ADDRV | S | 0xC0
         inject.mce_real(MceRecord(status=status, mcgstatus=0xD, addr=addr, misc=PHYSICAL_PAGE, bank=9))
-        first = wait(device, lambda e: e.source == Source.MCE)
+        first, second = wait(
+            device, lambda e: e.source == Source.MCE, lambda e: e.source == Source.MEMORY_FAILURE
+        )
         assert (first.severity, first.kind) == (Severity.RECOVERABLE, Kind.SRAO)
         told(first, guest, None, hva)
-        second = wait(device, lambda e: e.source == Source.MEMORY_FAILURE)
         assert second.id == first.seq
         assert second.flags & Flags.LINKED
         told(second, guest, None, hva)
