@@ -120,8 +120,7 @@ static __always_inline __u32 panic(struct kvm_vcpu *vcpu, struct kvm_run *run, _
 		*detail = BPF_CORE_READ(run, system_event.type);
 		return *detail == KVM_SYSTEM_EVENT_CRASH ? HWERR_PROBE_PANIC : HWERR_PROBE_COUNT;
 	}
-	if (BPF_CORE_READ(run, io.port) != PVPANIC_PORT ||
-	    BPF_CORE_READ(run, io.direction) != KVM_EXIT_IO_OUT)
+	if (run->io.port != PVPANIC_PORT || run->io.direction != KVM_EXIT_IO_OUT)
 		return HWERR_PROBE_COUNT;
 	/* The page that user space sees behind @run is one of its own in the kernel. */
 	bpf_probe_read_kernel(&byte, 1, BPF_CORE_READ(vcpu, arch.pio_data));
@@ -250,8 +249,9 @@ int BPF_PROG(hwerr_kvm_run, struct kvm_vcpu *vcpu, int ret)
 	/* EIO is the answer to a VM that was stopped for good: told by who did it. */
 	if (ret == -EINTR || ret == -EAGAIN || ret == -EIO)
 		return 0;
-	run = BPF_CORE_READ(vcpu, run);
-	reason = BPF_CORE_READ(run, exit_reason);
+	/* Loads, not calls that read for us: this is all that an exit costs that is no failure. */
+	run = vcpu->run;
+	reason = run->exit_reason;
 	/* Memory that a confidential guest shares, or takes back: user space converts it. */
 	if (ret == -EFAULT && reason == KVM_EXIT_MEMORY_FAULT)
 		return 0;
