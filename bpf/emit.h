@@ -41,6 +41,15 @@ static __always_inline bool hwerr_pass(struct hwerr_probe_count *count, __u64 no
 	return false;
 }
 
+/* Counts one as lost. */
+static __always_inline void hwerr_lose(__u32 type)
+{
+	struct hwerr_probe_count *count = bpf_map_lookup_elem(&hwerr_counts, &type);
+
+	if (count)
+		__sync_fetch_and_add(&count->dropped, 1);
+}
+
 /* Zeroes an event of @size bytes and fills its head. */
 static __always_inline void hwerr_begin(struct hwerr_probe_head *head, __u64 size, __u32 type,
 					__u64 now, struct task_struct *task)

@@ -4,9 +4,10 @@
  * failure among them), shutdown (triple fault), failed entry, unknown exit, error of
  * the call itself; and the guest's own word that it panicked.
  *
- * On the way out to user space only: what KVM handles by itself costs nothing. The
- * function is where every vendor's path ends, and has the vCPU at hand, which the
- * tracepoint kvm_userspace_exit has not.
+ * On the way out to user space only: what KVM handles by itself costs nothing (but for
+ * ports, where a panic is looked for). By tracepoints, which say what is wanted in registers:
+ * an exit that is no failure costs two comparisons, and not the detour of a function that is
+ * traced at its end. They do not have the vCPU; who calls has, as the file of its ioctl().
  */
 #include "direct.h"
 
@@ -26,7 +27,7 @@
 #define KVM_EXIT_INTERNAL_ERROR	17
 #define KVM_EXIT_SYSTEM_EVENT	24
 #define KVM_EXIT_MEMORY_FAULT	39
-#define KVM_EXIT_IO_OUT		1
+#define KVM_PIO_OUT		1	/* kvm/trace.h */
 #define KVM_SYSTEM_EVENT_CRASH	3
 #define KVM_INTERNAL_ERROR_EMULATION	1
 #define KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES	1
@@ -36,6 +37,7 @@
 #define PVPANIC_PANICKED	0x1
 #define PVPANIC_CRASHLOADED	0x2
 
+#define TS_COMPAT		0x2	/* asm/thread_info.h */
 #define VCPU_REGS_RIP		16	/* asm/kvm_host.h */
 
 /*
@@ -108,25 +110,6 @@ static __always_inline void fill(struct hwerr_probe_kvm *e, struct kvm_vcpu *vcp
 	if (ret >= 0 && reason == KVM_EXIT_INTERNAL_ERROR &&
 	    suberror == KVM_INTERNAL_ERROR_EMULATION)
 		insn(e, run);
-}
-
-/* What the guest said by this exit: HWERR_PROBE_COUNT if it is not about a panic. */
-static __always_inline __u32 panic(struct kvm_vcpu *vcpu, struct kvm_run *run, __u32 reason,
-				   __u64 *detail)
-{
-	__u8 byte = 0;
-
-	if (reason == KVM_EXIT_SYSTEM_EVENT) {
-		*detail = BPF_CORE_READ(run, system_event.type);
-		return *detail == KVM_SYSTEM_EVENT_CRASH ? HWERR_PROBE_PANIC : HWERR_PROBE_COUNT;
-	}
-	if (run->io.port != PVPANIC_PORT || run->io.direction != KVM_EXIT_IO_OUT)
-		return HWERR_PROBE_COUNT;
-	/* The page that user space sees behind @run is one of its own in the kernel. */
-	bpf_probe_read_kernel(&byte, 1, BPF_CORE_READ(vcpu, arch.pio_data));
-	*detail = byte;
-	return byte & (PVPANIC_PANICKED | PVPANIC_CRASHLOADED) ? HWERR_PROBE_PANIC
-							       : HWERR_PROBE_COUNT;
 }
 
 /* Words of a KVM_INTERNAL_ERROR_*. */
@@ -238,31 +221,49 @@ static __always_inline void publish(struct hwerr_scratch *s, __u32 type)
 	hwerr_publish(s, &s->vcpu_line, n, type);
 }
 
-SEC("fexit/kvm_arch_vcpu_ioctl_run")
-int BPF_PROG(hwerr_kvm_run, struct kvm_vcpu *vcpu, int ret)
+/*
+ * The vCPU of the ioctl() that @task is in. Another thread may have put another file in the place
+ * of the one whose ioctl() it is; then what is found is no vCPU of a VM of its own, and not taken
+ * for one.
+ */
+static __always_inline struct kvm_vcpu *vcpu_of(struct task_struct *task)
 {
-	__u32 type = HWERR_PROBE_KVM, suberror = 0, reason;
+	struct pt_regs *regs = (void *)bpf_task_pt_regs(task);
+	struct kvm_vcpu *vcpu;
+	struct fdtable *fdt;
+	struct file **files;
+	struct file *file;
+	__u32 fd;
+
+	if (BPF_CORE_READ(task, thread_info.status) & TS_COMPAT)
+		fd = BPF_CORE_READ(regs, bx);
+	else
+		fd = BPF_CORE_READ(regs, di);
+	fdt = BPF_CORE_READ(task, files, fdt);
+	if (fd >= BPF_CORE_READ(fdt, max_fds))
+		return NULL;
+	files = BPF_CORE_READ(fdt, fd);
+	if (bpf_probe_read_kernel(&file, sizeof(file), files + fd))
+		return NULL;
+	vcpu = BPF_CORE_READ(file, private_data);
+	return BPF_CORE_READ(vcpu, kvm, mm) == task->mm ? vcpu : NULL;
+}
+
+static __always_inline void tell(__u32 type, __u32 reason, int ret, __u64 detail)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct kvm_vcpu *vcpu = vcpu_of(task);
 	struct hwerr_probe_kvm *e;
 	struct kvm_run *run;
-	__u64 detail = 0;
+	__u32 suberror = 0;
 
-	/* EIO is the answer to a VM that was stopped for good: told by who did it. */
-	if (ret == -EINTR || ret == -EAGAIN || ret == -EIO)
-		return 0;
-	/* Loads, not calls that read for us: this is all that an exit costs that is no failure. */
-	run = vcpu->run;
-	reason = run->exit_reason;
-	/* Memory that a confidential guest shares, or takes back: user space converts it. */
-	if (ret == -EFAULT && reason == KVM_EXIT_MEMORY_FAULT)
-		return 0;
+	if (!vcpu) {
+		hwerr_lose(type);
+		return;
+	}
+	run = BPF_CORE_READ(vcpu, run);
 	if (ret >= 0) {
 		switch (reason) {
-		case KVM_EXIT_IO:
-		case KVM_EXIT_SYSTEM_EVENT:
-			type = panic(vcpu, run, reason, &detail);
-			if (type == HWERR_PROBE_COUNT)
-				return 0;
-			break;
 		case KVM_EXIT_UNKNOWN:
 			detail = BPF_CORE_READ(run, hw.hardware_exit_reason);
 			break;
@@ -272,25 +273,66 @@ int BPF_PROG(hwerr_kvm_run, struct kvm_vcpu *vcpu, int ret)
 		case KVM_EXIT_INTERNAL_ERROR:
 			suberror = BPF_CORE_READ(run, internal.suberror);
 			break;
-		case KVM_EXIT_SHUTDOWN:
-			break;
-		default:
-			return 0;
+		case KVM_EXIT_SYSTEM_EVENT:
+			detail = BPF_CORE_READ(run, system_event.type);
+			if (detail != KVM_SYSTEM_EVENT_CRASH)
+				return;
 		}
 	}
 	if (hwerr_direct) {
-		e = hwerr_draft(type, sizeof(*e), bpf_get_current_task_btf());
+		e = hwerr_draft(type, sizeof(*e), task);
 		if (e) {
 			fill(e, vcpu, run, reason, ret, detail, suberror);
 			publish((void *)e, type);
 		}
-		return 0;
+		return;
 	}
-	e = hwerr_reserve(type, sizeof(*e), bpf_get_current_task_btf());
+	e = hwerr_reserve(type, sizeof(*e), task);
 	if (e) {
 		fill(e, vcpu, run, reason, ret, detail, suberror);
 		HWERR_EMIT(e);
 	}
+}
+
+SEC("tp_btf/kvm_userspace_exit")
+int BPF_PROG(hwerr_kvm_run, __u32 reason, int ret)
+{
+	if (ret < 0) {
+		/* EIO is the answer to a VM that was stopped for good: told by who did it. */
+		if (ret == -EINTR || ret == -EAGAIN || ret == -EIO)
+			return 0;
+		/* Memory that a confidential guest shares, or takes back: user space converts it. */
+		if (ret == -EFAULT && reason == KVM_EXIT_MEMORY_FAULT)
+			return 0;
+		tell(HWERR_PROBE_KVM, reason, ret, 0);
+		return 0;
+	}
+	switch (reason) {
+	case KVM_EXIT_UNKNOWN:
+	case KVM_EXIT_FAIL_ENTRY:
+	case KVM_EXIT_INTERNAL_ERROR:
+	case KVM_EXIT_SHUTDOWN:
+		tell(HWERR_PROBE_KVM, reason, 0, 0);
+		break;
+	case KVM_EXIT_SYSTEM_EVENT:
+		tell(HWERR_PROBE_PANIC, reason, 0, 0);
+	}
+	return 0;
+}
+
+SEC("tp_btf/kvm_pio")
+int BPF_PROG(hwerr_kvm_pio, unsigned int rw, unsigned int port)
+{
+	void *data = NULL;
+	__u8 byte = 0;
+
+	if (port != PVPANIC_PORT || rw != KVM_PIO_OUT)
+		return 0;
+	/* The fifth argument is a void *, which 6.1 does not let be loaded. */
+	bpf_probe_read_kernel(&data, sizeof(data), ctx + 4);
+	bpf_probe_read_kernel(&byte, 1, data);
+	if (byte & (PVPANIC_PANICKED | PVPANIC_CRASHLOADED))
+		tell(HWERR_PROBE_PANIC, KVM_EXIT_IO, 0, byte);
 	return 0;
 }
 

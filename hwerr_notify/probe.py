@@ -73,8 +73,8 @@ class ProbeType:
 
 # By enum hwerr_probe_type of bpf/probe.h.
 PROBES = (
-    ProbeType("kvm", Source.KVM, "kvm", ("hwerr_kvm_run",), "kvm", True),
-    ProbeType("panic", Source.PANIC, "kvm", ("hwerr_kvm_run",), "kvm", True),
+    ProbeType("kvm", Source.KVM, "kvm", ("hwerr_kvm_run", "hwerr_kvm_pio"), "kvm", True),
+    ProbeType("panic", Source.PANIC, "kvm", ("hwerr_kvm_run", "hwerr_kvm_pio"), "kvm", True),
     ProbeType("death", Source.KVM, "process", ("hwerr_signal_kill", "hwerr_vm_release"), "kvm", True),
     ProbeType("sigbus", Source.SIGBUS, "sigbus", ("hwerr_signal_bus",)),
     ProbeType("block", Source.BLOCK, "block", ("hwerr_block_error",)),
