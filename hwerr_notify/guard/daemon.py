@@ -9,10 +9,13 @@ hangs holds up nobody else.
 from __future__ import annotations
 
 import asyncio
+import gc
 import glob
+import json
 import logging
 import os
 import signal
+import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import suppress
@@ -23,8 +26,9 @@ from typing import Any, Literal
 from .. import device as hwerr
 from .. import message as message  # what an event needs is loaded before one comes
 from ..aio import Watch
-from ..enums import Flags, Severity
-from ..event import Event
+from ..enums import Flags, GuestFlags, Severity, Source
+from ..event import Event, Memory, Stop, build, parse
+from ..event import Guest as GuestHit
 from ..jsonform import boot_id
 from ..names import qemu_identity
 from . import decide, net
@@ -71,6 +75,12 @@ _FIRST_TRY = 5.0
 # a disk that does not answer, does not come back: others must be left.
 _THREADS = 64
 
+# As many as the steps of one VM use at the same time.
+_AT_ONCE = 4
+
+# How long a thread may keep Python's lock that another wants, seconds.
+_SWITCH = 0.0005
+
 # Events that a subscriber may be behind with before it is cut off.
 _BACKLOG = 1024
 
@@ -114,17 +124,25 @@ class Guard:
 
     async def run(self) -> None:
         """GuardError if it cannot begin; what goes wrong later is told, and it goes on."""
+        # Threads here do little but wait for the kernel; the one that talks to QEMU must not wait for them.
+        sys.setswitchinterval(_SWITCH)
         self._prepare()
         control = Control(self, self.policy.run_dir / "control")
         await control.start()
         watch = DirectoryWatch(self._scan)
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
-        loop.set_default_executor(Threads(_THREADS, "hwerr-guard"))
+        loop.set_default_executor(threads := Threads(_THREADS, "hwerr-guard"))
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
         try:
             await self._first_look(watch)
+            # What a freeze needs is there before one comes: threads, code that has run once, and no memory
+            # that a collection of garbage looks through which is not garbage until the end.
+            threads.begin(_AT_ONCE)
+            _rehearse()
+            gc.collect()
+            gc.freeze()
             reading = self.spawn(self._read_events())
             self.spawn(self.cursor.keep(self._done))
             self.spawn(self._watchdog())
@@ -636,13 +654,14 @@ class Guard:
             if what is None:
                 continue
             form = event.to_json()
+            if what == "freeze":
+                # Its work comes before that of those who are told.
+                cause = {**form, "layer": decide.layer_of(event), "stopped": guest.stopped}
+                self.begin(vm, cause, tuple(self._poison(vm, event)))
             self.publish({"event": "HARDWARE_ERROR", "vm": vm.name, "error": form})
             if front := self.fronts.get(vm.key):
                 front.hardware_error(event)
-            if what == "freeze":
-                cause = {**form, "layer": decide.layer_of(event), "stopped": guest.stopped}
-                self.begin(vm, cause, tuple(self._poison(vm, event)))
-            else:
+            if what != "freeze":
                 self._tell_error(vm, event, form)
         if event.flags & (Flags.OWNERS_UNKNOWN | Flags.OWNERS_TRUNCATED) and (
             event.severity >= Severity.RECOVERABLE
@@ -1086,6 +1105,17 @@ class Guard:
             "refused_opens": self.sealer.refused_opens(vm.process),
             "dumping": list(vm.progress) if vm.progress else None,
         }
+
+
+def _rehearse() -> None:
+    """Reads an event like one that stops a VM: the first takes several times as long as those after it."""
+    marks = GuestFlags.KVM | GuestFlags.STOPPED
+    hit = GuestHit(1, marks, start_ns=1, gpa=0, hva=4096, len=4096)
+    made = build(
+        Memory(0, 4096), hit, Stop(1, 1, 1, 1), severity=Severity.RECOVERABLE, source=Source.MEMORY_FAILURE
+    )
+    for event in parse(made.raw):
+        json.dumps(event.to_json())
 
 
 def _not_told(name: str, why: Iterable[str]) -> None:
