@@ -437,6 +437,7 @@ def races(count: int, seconds: float) -> None:
     assert all(agitators.rounds[name] for name in ("cpu", "sources", "readers", "compaction", "split"))
 
 
+@pytest.mark.timeout(5400)
 def test_owners_while_everything_moves() -> None:
     count = int(os.environ.get("HWERR_RACES", "1000"))
     races(count, float(os.environ.get("HWERR_RACES_SECONDS", "25")))
