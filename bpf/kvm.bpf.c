@@ -301,7 +301,7 @@ int BPF_PROG(hwerr_kvm_run, __u32 reason, int ret)
 		/* EIO is the answer to a VM that was stopped for good: told by who did it. */
 		if (ret == -EINTR || ret == -EAGAIN || ret == -EIO)
 			return 0;
-		/* Memory that a confidential guest shares, or takes back: user space converts it. */
+		/* Memory that a confidential guest shares: user space converts it. */
 		if (ret == -EFAULT && reason == KVM_EXIT_MEMORY_FAULT)
 			return 0;
 		tell(HWERR_PROBE_KVM, reason, ret, 0);
