@@ -19,6 +19,7 @@ The last line on stdout is one JSON object: `kernel`, `share`, and under `ratios
 
 from __future__ import annotations
 
+import contextlib
 import json
 import mmap
 import os
@@ -26,7 +27,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "vm"))
@@ -63,13 +64,16 @@ def share(guest: Guest, name: str) -> float:
         program = json.loads(out.stdout)
         return program.get("run_time_ns", 0), int(stat.read_text().split()[0])
 
-    put(Path("/proc/sys/kernel/bpf_stats_enabled"), "1")
-    with probe.Probes():
+    with paused(guest):
+        put(Path("/proc/sys/kernel/bpf_stats_enabled"), "1")
+        probes = probe.Probes()
+    with probes:
         spent, total = now()
         time.sleep(RUN_S)
         more, then = now()
-    probe.unload()
-    put(Path("/proc/sys/kernel/bpf_stats_enabled"), "0")
+    with paused(guest):
+        probe.unload()
+        put(Path("/proc/sys/kernel/bpf_stats_enabled"), "0")
     return (more - spent) / (then - total)
 
 
@@ -88,18 +92,28 @@ def disk_rate(disk: Path) -> float:
         os.close(fd)
 
 
-def ratios(rate: Callable[[], float], pairs: int) -> list[float]:
+@contextlib.contextmanager
+def paused(guest: Guest) -> Iterator[None]:
+    """An emulated CPU may run a breakpoint that is gone already where the kernel patches what it executes."""
+    assert guest.qmp is not None
+    guest.qmp.execute("stop")
+    yield
+    guest.qmp.execute("cont")
+
+
+def ratios(rate: Callable[[], float], pairs: int, guest: Guest | None = None) -> list[float]:
     """Rate with the probes over rate without, for each pair."""
     found = []
     rate()
     for n in range(pairs):
         rates = {}
         for attached in (n % 2 == 0, n % 2 != 0):
-            probe.unload()
-            if attached:
-                with probe.Probes() as probes:
-                    missing = [s.name for s in probes.status() if not s.attached]
-                assert not missing, missing
+            with paused(guest) if guest else contextlib.nullcontext():
+                probe.unload()
+                if attached:
+                    with probe.Probes() as probes:
+                        missing = [s.name for s in probes.status() if not s.attached]
+                    assert not missing, missing
             rates[attached] = rate()
         found.append(rates[True] / rates[False])
         print(f"  pair {n + 1}/{pairs}: {found[-1]:.4f}", file=sys.stderr, flush=True)
@@ -115,7 +129,7 @@ def main() -> int:
         with Guest.start(GuestConfig(name=code, mem=16 << 20, code=code)) as guest:
             if code == "exit-user":
                 shares = [share(guest, "hwerr_kvm_run") for _ in range(5)]
-            found[code] = ratios(lambda guest=guest: guest_rate(guest), pairs)  # type: ignore[misc]
+            found[code] = ratios(lambda guest=guest: guest_rate(guest), pairs, guest)  # type: ignore[misc]
     modprobe("null_blk", "nr_devices=1", "queue_mode=2", "irqmode=0", "gb=1")
     found["block"] = ratios(lambda: disk_rate(Path("/dev/nullb0")), pairs)
     print(json.dumps({"kernel": platform.release(), "share": shares, "ratios": found}))
