@@ -42,8 +42,7 @@ RUN_S = 2.0
 
 def guest_rate(guest: Guest) -> float:
     """Rounds of the guest per second of its vCPU thread."""
-    threads = Path(f"/proc/{guest.pid}/task").iterdir()
-    stat = next(t / "schedstat" for t in threads if "KVM" in (t / "comm").read_text())
+    stat = guest.vcpus()[0] / "schedstat"
 
     def now() -> tuple[int, int]:
         return guest.counter(), int(stat.read_text().split()[0])
@@ -56,8 +55,7 @@ def guest_rate(guest: Guest) -> float:
 
 def share(guest: Guest, name: str) -> float:
     """CPU time in a BPF program over that of the guest's vCPU thread."""
-    threads = Path(f"/proc/{guest.pid}/task").iterdir()
-    stat = next(t / "schedstat" for t in threads if "KVM" in (t / "comm").read_text())
+    stat = guest.vcpus()[0] / "schedstat"
 
     def now() -> tuple[int, int]:
         out = subprocess.run(["bpftool", "-j", "prog", "show", "name", name], capture_output=True, check=True)

@@ -238,12 +238,10 @@ class Follower:
 def vcpu_time(guest: Guest) -> list[tuple[int, int]]:
     """(guest time in ticks, ns on CPU) of each vCPU thread. Both stand still when the guest does."""
     found = []
-    for task in sorted(Path(f"/proc/{guest.pid}/task").iterdir()):
-        if (task / "comm").read_text("ascii").startswith("CPU "):
-            fields = (task / "stat").read_text("ascii").rpartition(")")[2].split()
-            # proc(5), field 43: guest_time.
-            found.append((int(fields[40]), int((task / "schedstat").read_text("ascii").split()[0])))
-    assert found, "no vCPU thread"
+    for task in guest.vcpus():
+        fields = (task / "stat").read_text("ascii").rpartition(")")[2].split()
+        # proc(5), field 43: guest_time.
+        found.append((int(fields[40]), int((task / "schedstat").read_text("ascii").split()[0])))
     return found
 
 

@@ -254,8 +254,7 @@ def main_thread_held(pid: int) -> Iterator[None]:
 def test_guest_uses_a_poisoned_page(service: Service, device: h.Device) -> None:
     with Guest.start(GuestConfig(name="bad", mem=MEM, code="count", extra=STAY)) as guest:
         hva = guest.gpa2hva(0)
-        threads = Path(f"/proc/{guest.pid}/task").iterdir()
-        vcpu = next(int(t.name) for t in threads if "KVM" in (t / "comm").read_text())
+        (vcpu,) = guest.vcpus()
         page = guest.gpa2hpa(0) >> 12
         # QEMU's main thread is warned (AO), and would end a guest without MCE before it meets the page.
         with main_thread_held(guest.pid):
@@ -271,7 +270,7 @@ def test_guest_uses_a_poisoned_page(service: Service, device: h.Device) -> None:
         assert event.action_required
         assert event.id == cause.id
         assert h.Flags.LINKED in event.flags
-        assert f"to thread {vcpu}" in event.message
+        assert f"to thread {vcpu.name}" in event.message
         assert event.raw_severity == 4
 
 

@@ -47,11 +47,7 @@ def counts(guest: Guest) -> bool:
 
 def vcpu_ns(guest: Guest) -> int:
     """CPU time of all vCPU threads so far."""
-    total = 0
-    for task in Path(f"/proc/{guest.pid}/task").iterdir():
-        if "KVM" in (task / "comm").read_text():
-            total += int((task / "schedstat").read_text().split()[0])
-    return total
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in guest.vcpus())
 
 
 def tries_to_run(guest: Guest) -> None:

@@ -399,6 +399,22 @@ class Guest:
         answer = self.hmp(f"xp /1wx {COUNTER_GPA:#x}")
         return int(answer.split(":")[1].split()[0], 16)
 
+    def vcpus(self) -> list[Path]:
+        """/proc/PID/task/TID of each vCPU's thread."""
+        tasks = sorted(Path(f"/proc/{self.pid}/task").iterdir(), key=lambda task: int(task.name))
+        found = [task for task in tasks if (task / "comm").read_text("utf-8").startswith("CPU ")]
+        if not found:
+            raise TestbedError(f"process {self.pid} has no thread of a vCPU")
+        return found
+
+    def files(self) -> set[str]:
+        """What QEMU has open, as /proc/PID/fd says; some are opened and closed meanwhile."""
+        found = set()
+        for link in Path(f"/proc/{self.pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                found.add(os.readlink(link))
+        return found
+
     def ram_gpas(self) -> list[tuple[int, int]]:
         """(guest-physical start, length) of its RAM, without what the firmware overlays."""
         ranges = []
