@@ -226,7 +226,8 @@ def shoot(log: Log, count: int, seconds: float, sources: Sources, check: Callabl
     hits: list[Hit] = []
     keepers: list[int] = []
     seen = 0
-    deadline = time.monotonic() + seconds
+    began = time.monotonic()
+    deadline = began + seconds
     injector = Injector(sources)
     with injector.device:
         while len(hits) < count and time.monotonic() < deadline:
@@ -251,6 +252,8 @@ def shoot(log: Log, count: int, seconds: float, sources: Sources, check: Callabl
             unsure = bool(event.flags & UNSURE)
             hits.append(Hit(start, end, at, va, pfn, after, source, named, unsure))
             check()
+            if len(hits) % 1000 == 0:
+                print(f"{len(hits)} errors after {time.monotonic() - began:.0f} s", flush=True)
     print(f"{len(hits)} errors judged, {injector.unheard} while their source was unplugged")
     return hits
 
