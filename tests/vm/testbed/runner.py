@@ -33,8 +33,9 @@ CACHE = Path(os.environ.get("HWERR_CACHE") or Path.home() / ".cache" / "hwerr")
 RUNS = TREE / "build/vm"
 KEEP_RUNS = 20
 # A boot that the emulator lets hang before anything of ours runs is made once more: after so
-# many seconds, many times what it takes, and more on the debug kernel.
+# many seconds, many times what it takes, and more on the kernels that find faults.
 HANGS_AFTER, DEBUG_HANGS_AFTER = 150, 600
+BUILT = ("debug", "kcsan")
 NOT_UP = "did not come up"
 # How long a QEMU that closed its ports may take to end, seconds.
 ENDS_WITHIN = 30
@@ -535,7 +536,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if any("=" not in e for e in args.env):
         parser.error("--env wants NAME=VALUE")
     args.command = command
-    debug = args.kernel == "debug"
+    debug = args.kernel in BUILT
     args.mem = args.mem or ("4G" if debug else "3G")
     args.boot_timeout = args.boot_timeout or (900 if debug else 300)
     return args
@@ -560,7 +561,7 @@ def run(args: argparse.Namespace) -> int:
         script = write_command(directory, args, modules)
         words = kernel_words(args, kernel, script, insmod)
         progress(f"booting {kernel.release} ({args.cpu}, {args.mem}, {args.smp} CPUs, {args.accel})")
-        hangs_after = DEBUG_HANGS_AFTER if args.kernel == "debug" else HANGS_AFTER
+        hangs_after = DEBUG_HANGS_AFTER if args.kernel in BUILT else HANGS_AFTER
         outcome = boot(args, kernel, directory, words, initrd, progress, hangs_after)
         if outcome.up is None and outcome.lost is not None and outcome.lost.startswith(NOT_UP):
             progress.always(f"{outcome.lost}: once more")
