@@ -264,14 +264,18 @@ int BPF_PROG(hwerr_memfail_enter, unsigned long pfn, int flags)
 {
 	struct room *r = begin(PLACE_MEMFAIL, HWERR_SRC_MEMORY_FAILURE);
 	__u32 tid = bpf_get_current_pid_tgid();
+	__u64 lost = piece_size(pfn);
 
 	if (!r)
 		return 0;
 	r->hw.pfn = pfn;
 	r->hw.mf_flags = flags;
+	/* What its owners lose; what is poisoned is a page. */
+	r->hw.phys_addr = pfn << PAGE_SHIFT & ~(lost - 1);
+	r->hw.phys_len = lost;
+	hwerr_resolve(PLACE_MEMFAIL);
 	r->hw.phys_addr = pfn << PAGE_SHIFT;
 	r->hw.phys_len = PAGE_SIZE;
-	hwerr_resolve(PLACE_MEMFAIL);
 	bpf_map_update_elem(&hwerr_calls, &tid, r, BPF_ANY);
 	return 0;
 }

@@ -25,8 +25,9 @@
 #define PAGE_SIZE	4096UL
 
 /*
- * Pages of a range that are looked at; mappings told apart; steps over nodes of trees, for all
- * of it: some ten milliseconds at most, also where interrupts are off; walks over one page.
+ * Pages of a range that are looked at, hugetlb pages as one; mappings told apart; steps over
+ * nodes of trees, for all of it: some ten milliseconds at most, also where interrupts are off;
+ * walks over one page.
  */
 #define PAGES_MAX	64
 #define OWNERS_MAX	24
@@ -138,7 +139,7 @@ enum turn { TURN_DOWN, TURN_HERE, TURN_UP };
  * @pfn: page looked for
  * @pgoff: its place in the mapping, in pages
  * @off: first byte wanted of it
- * @len: bytes
+ * @len: bytes; of a hugetlb page, which is mapped as a whole, they may reach beyond the page
  * @head: its folio
  * @addr: rest of the range: start
  * @end: end
@@ -267,6 +268,8 @@ static __always_inline __u64 page_at(__u64 mm, __u64 va)
 
 static __always_inline void add_owner(struct room *r, __u64 mm, __u64 va)
 {
+	/* The page behind the last that it reaches into. */
+	__u64 next = r->pfn + ((r->off + r->len + PAGE_SIZE - 1) >> PAGE_SHIFT);
 	struct hwerr_hw_who *w;
 	__u32 n, i;
 
@@ -282,7 +285,7 @@ static __always_inline void add_owner(struct room *r, __u64 mm, __u64 va)
 			return;
 		if (va == w->va + w->len && r->pfn == w->next) {
 			w->len += r->len;
-			w->next++;
+			w->next = next;
 			return;
 		}
 	}
@@ -295,7 +298,7 @@ static __always_inline void add_owner(struct room *r, __u64 mm, __u64 va)
 	w->mm = mm;
 	w->va = va;
 	w->len = r->len;
-	w->next = r->pfn + 1;
+	w->next = next;
 	r->hw.whos = n + 1;
 }
 
@@ -492,6 +495,11 @@ static __always_inline __u64 head_of(__u64 page, __u64 compound)
 	return compound >= CPU_ENTRY_AREA ? page & compound : compound - 1;
 }
 
+/* A number, or what holds one ("mm: introduce memdesc_flags_t"). */
+#define FLAGS(at)								\
+	(bpf_core_field_exists(struct page___6, flags) ?			\
+	 FIELD(at, page___6, flags) : FIELD(at, page___7, flags))
+
 static __always_inline bool is_hugetlb(__u64 head)
 {
 	__u64 second = head + bpf_core_type_size(struct page);
@@ -509,10 +517,35 @@ static __always_inline bool is_hugetlb(__u64 head)
 	return false;
 }
 
-/* A number, or what holds one ("mm: introduce memdesc_flags_t"). */
-#define FLAGS(at)								\
-	(bpf_core_field_exists(struct page___6, flags) ?			\
-	 FIELD(at, page___6, flags) : FIELD(at, page___7, flags))
+/* Of the compound page @head, which has more than one page, as it was when looked at. */
+static __always_inline __u32 order_of(__u64 head)
+{
+	__u64 second = head + bpf_core_type_size(struct page);
+	__u32 order = 0;
+
+	if (bpf_core_field_exists(struct page___6_1, compound_order))
+		bpf_probe_read_kernel(&order, 1,
+				      (void *)FIELD(second, page___6_1, compound_order));
+	else	/* 6.6, ebc1baf5c9b4 ("mm: free up a word in the first tail page") */
+		order = half(FLAGS(second)) & 0xff;
+	return order & 31;
+}
+
+/* Bytes that are mapped as one around the page: its own, or those of its hugetlb page. */
+static __always_inline __u64 piece_size(__u64 pfn)
+{
+	__u64 page = page_of(pfn), head, second;
+
+	if (bpf_probe_read_kernel(&head, sizeof(head), (void *)COMPOUND(page)))
+		return PAGE_SIZE;
+	head = head_of(page, head);
+	second = head + bpf_core_type_size(struct page);
+	if (!half(FIELD(head, page, _refcount)) ||
+	    (head == page && head_of(second, word(COMPOUND(second))) != head) ||
+	    !is_hugetlb(head))
+		return PAGE_SIZE;
+	return PAGE_SIZE << order_of(head);
+}
 
 /* Page table entries that map the page; as hwerr_page_mapcount() of kmod/compat.h. */
 static __always_inline int mapcount(__u64 page, __u64 head, bool large, bool hugetlb)
@@ -562,7 +595,6 @@ __noinline int hwerr_find_page(__u32 place)
 	__u64 page, head, second, mapping, root, index, host;
 	int expected, after;
 	bool large, hugetlb;
-	__u32 order = 0;
 
 	if (!r)
 		return 0;
@@ -589,12 +621,8 @@ __noinline int hwerr_find_page(__u32 place)
 	}
 	index = word(FIELD(head, folio, index));
 	/* 6.7, a08c7193e4f1 ("mm/filemap: remove hugetlb special casing in filemap.c") */
-	if (hugetlb && LINUX_KERNEL_VERSION < (6 << 16 | 7 << 8)) {
-		if (bpf_core_field_exists(struct page___6_1, compound_order))
-			bpf_probe_read_kernel(&order, 1,
-					      (void *)FIELD(second, page___6_1, compound_order));
-		index <<= order & 31;
-	}
+	if (hugetlb && LINUX_KERNEL_VERSION < (6 << 16 | 7 << 8))
+		index <<= order_of(head);
 	r->pgoff = index + (page - head) / bpf_core_type_size(struct page);
 	r->present = 0;
 	switch (mapping & MAPPING_FLAGS) {
@@ -627,6 +655,7 @@ static long page_step(__u32 index, struct place *p)
 {
 	struct room *r = room_of(p->at);
 	int i, missing = 0;
+	__u64 size;
 
 	if (!r || r->addr >= r->end)
 		return 1;
@@ -636,7 +665,8 @@ static long page_step(__u32 index, struct place *p)
 	}
 	r->pfn = r->addr >> PAGE_SHIFT;
 	r->off = r->addr & (PAGE_SIZE - 1);
-	r->len = PAGE_SIZE - r->off;
+	size = piece_size(r->pfn);
+	r->len = size - (r->addr & (size - 1));
 	if (r->len > r->end - r->addr)
 		r->len = r->end - r->addr;
 	for (i = 0; i < TRIES_MAX; i++) {

@@ -13,6 +13,7 @@ import random
 import select
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ from weakref import WeakKeyDictionary
 
 import pytest
 from hit import UNSURE, hit_random_pages, start
-from holder import HUGE, PAGE, Holder, merged
+from holder import ANON, HUGE, MAP_HUGETLB, PAGE, PRIVATE, SHARED, Holder, merged
 from probed import Service, remove_module
 from test_sources import (
     ADDRV,
@@ -264,6 +265,36 @@ def test_memory_failure(both: Both) -> None:
     wait(both.without, lambda e: e.memory is not None and e.memory.phys_addr == pfn * PAGE)
 
 
+@pytest.mark.parametrize("flags", [PRIVATE, SHARED], ids=["private", "shared"])
+def test_a_hugetlb_page_is_hit_as_a_whole(both: Both, flags: int) -> None:
+    put(Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"), "16")
+    with Holder() as holder:
+        base = holder.mmap(2 * HUGE, flags | ANON | MAP_HUGETLB)
+        holder.write(base, 2 * HUGE)
+        phys = holder.phys(base + HUGE)
+        # More than the pages that are looked at, were each one of 4 KiB.
+        inject.extlog("recoverable", addr=phys + HUGE // 4, mask=~(HUGE // 2 - 1) & (1 << 64) - 1, text="half")
+        event, _ = both.one(lambda e: e.cper is not None and e.cper.fru_text == "half")
+        assert [(t.pid, t.va, t.len) for t in event.tasks] == [(holder.pid, base + HUGE, HUGE // 2)]
+        assert not event.flags & UNSURE
+        # What is poisoned is a page; what its owner loses is all.
+        inject.hwpoison(phys // PAGE + 5)
+        event, _ = both.one(lambda e: e.memory is not None and e.memory.phys_addr == phys + 5 * PAGE)
+        assert [(t.pid, t.va, t.len) for t in event.tasks] == [(holder.pid, base + HUGE, HUGE)]
+
+
+@pytest.mark.amd
+def test_memory_failure_of_a_hugetlb_guest(both: Both) -> None:
+    with ExitStack() as stack:
+        guest = start(stack, "huge", "hugetlb")
+        gpa = 0x1200000
+        pid, hva = guest.pid, guest.gpa2hva(gpa)
+        phys = guest.gpa2hpa(gpa + 0x5000)
+        inject.hwpoison(phys // PAGE)
+        event, _ = both.one(lambda e: e.memory is not None and e.memory.phys_addr == phys)
+        assert [(g.pid, g.gpa, g.hva, g.len) for g in event.guests] == [(pid, gpa, hva, HUGE)]
+
+
 def section_of(section: str, text: str) -> Callable[[Event], bool]:
     return lambda e: e.cper is not None and (str(e.cper.section), e.cper.fru_text) == (section, text)
 
@@ -385,9 +416,9 @@ def test_repetitions_and_links(both: Both) -> None:
             assert new.dropped == old.dropped
 
 
-def storm(n: int, corrected: bool = False) -> None:
+def storm(n: int, corrected: bool = False, more: str = "") -> None:
     """Errors of a memory controller, each another, raised in the kernel as fast as it can."""
-    put(inject.SIM / "bench", f"n={n} ce={int(corrected)}")
+    put(inject.SIM / "bench", f"n={n} ce={int(corrected)}{more}")
 
 
 def test_loss_is_exact() -> None:
@@ -411,6 +442,46 @@ def test_loss_is_exact() -> None:
         assert other.drain() == []
         inject.aer(AerRecord(uncor_status=0x8000, device=inject.pci_address("aer0"), header_log=(1, 2, 3, 4)))
         assert wait(other, lambda e: True).lost == 0
+
+
+@contextmanager
+def on_cpu(cpu: int) -> Iterator[None]:
+    """Has this thread run there only."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {cpu})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def test_weaker_errors_within_errors_are_lost_and_counted() -> None:
+    """An error in an interrupt of a CPU that is in the same program: the kernel leaves that run out."""
+    load_sim()
+    n, raised = 300, 0
+    events: list[Event] = []
+
+    def interrupt() -> None:
+        with on_cpu(1):
+            storm(n, more=" cpu=0")
+
+    with Moduleless() as device, Victim() as victim, on_cpu(0):
+        deadline = time.monotonic() + LIMIT
+        # There is room for all of a round.
+        while not device.stats().dropped:
+            assert time.monotonic() < deadline
+            events += device.drain()
+            other = threading.Thread(target=interrupt)
+            other.start()
+            while other.is_alive():
+                storm(1, more=f" addr={victim.memory.pfn * PAGE}")
+                raised += 1
+            other.join()
+            raised += n
+        storm(1)
+        events += device.drain()
+        assert len(events) + sum(e.lost for e in events) == raised + 1
+        assert sum(e.lost for e in events) == device.stats().dropped
 
 
 def test_corrected_errors_do_not_push_uncorrected_ones_out() -> None:

@@ -22,7 +22,8 @@
  *   bench         n=.. ce=0 ue=0 step=1: raises mc_event that often, each another error,
  *                 or with step=0 the same, without an address; ce=1: corrected, but for
  *                 every ue-th. Then bench_ns holds what it took
- *                 addr=..: on that page; irqs_off=1: as an interrupt handler would
+ *                 addr=..: on that page; irqs_off=1: as an interrupt handler would;
+ *                 cpu=..: in an interrupt of that CPU
  *   vendor        0: the kernel takes the CPU for an Intel one when it grades a machine
  *                 check, 2: for the AMD one that it is. An emulated CPU has nested KVM or
  *                 survives a real #MC, not both; so a guest under KVM can be hit by one
@@ -42,6 +43,7 @@
 #include <linux/platform_device.h>
 #include <linux/sched/signal.h>
 #include <linux/slab.h>
+#include <linux/smp.h>
 #include <linux/timekeeping.h>
 #include <linux/uuid.h>
 #include <ras/ras_event.h>
@@ -315,13 +317,26 @@ static int sim_splat(char *line)
 /* What those who listen to the tracepoint cost the one who raises it. */
 static u64 sim_bench_ns;
 
+struct sim_raise {
+	u64 addr, syndrome;
+	bool corrected;
+};
+
+static void sim_raise(void *info)
+{
+	const struct sim_raise *r = info;
+
+	trace_mc_event(r->corrected ? HW_EVENT_ERR_CORRECTED : HW_EVENT_ERR_UNCORRECTED,
+		       "bench", "DIMM_A1", 1, 0, 0, 0, -1, r->addr, 6, r->syndrome, "");
+}
+
 static int sim_bench(char *line)
 {
-	u64 n = 0, ce = 0, ue = 0, step = 1, addr = 0, irqs_off = 0, i, start;
+	u64 n = 0, ce = 0, ue = 0, step = 1, addr = 0, irqs_off = 0, cpu = U64_MAX, i, start;
 	const struct sim_key keys[] = {
 		{ "n", SIM_U64, &n }, { "ce", SIM_U64, &ce }, { "ue", SIM_U64, &ue },
 		{ "step", SIM_U64, &step }, { "addr", SIM_U64, &addr },
-		{ "irqs_off", SIM_U64, &irqs_off }, {}
+		{ "irqs_off", SIM_U64, &irqs_off }, { "cpu", SIM_U64, &cpu }, {}
 	};
 	int err = sim_parse(line, keys);
 
@@ -329,15 +344,23 @@ static int sim_bench(char *line)
 		return err;
 	start = ktime_get_ns();
 	for (i = 0; i < n; i++) {
-		bool corrected = ce && !(ue && i % ue == 0);
+		struct sim_raise r = {
+			.addr = addr, .syndrome = i * step,
+			.corrected = ce && !(ue && i % ue == 0),
+		};
 		unsigned long flags;
 
-		if (irqs_off)
+		if (cpu != U64_MAX) {
+			err = smp_call_function_single(cpu, sim_raise, &r, 1);
+			if (err)
+				return err;
+		} else if (irqs_off) {
 			local_irq_save(flags);
-		trace_mc_event(corrected ? HW_EVENT_ERR_CORRECTED : HW_EVENT_ERR_UNCORRECTED,
-			       "bench", "DIMM_A1", 1, 0, 0, 0, -1, addr, 6, i * step, "");
-		if (irqs_off)
+			sim_raise(&r);
 			local_irq_restore(flags);
+		} else {
+			sim_raise(&r);
+		}
 		if (i % 64 == 63)
 			cond_resched();
 	}
