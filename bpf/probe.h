@@ -37,11 +37,13 @@ struct hwerr_probe_count {
 
 /**
  * struct hwerr_probe_told - element of the array "hwerr_told", by type; the loader's
- * @told: of the @dropped, what it has made known
+ * @told: of what was lost, what it has made known
+ * @missed: lost with programs that were replaced: runs that the kernel left out, events unread
  * @direct: the probe publishes by itself, through the module's function for it
  */
 struct hwerr_probe_told {
 	__u64 told;
+	__u64 missed;
 	__u64 direct;
 };
 

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: MIT
+#include <errno.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -7,6 +8,7 @@
 #include <sys/timerfd.h>
 #include <sys/vfs.h>
 #include <time.h>
+#include <unistd.h>
 #include <linux/magic.h>
 #include <bpf/bpf.h>
 #include <bpf/libbpf.h>
@@ -79,6 +81,24 @@ static int64_t hwerr_program_misses(int fd)
 	if (bpf_obj_get_info_by_fd(fd, &info, &len))
 		return -1;
 	return info.recursion_misses;
+}
+
+/* The program that a pinned link runs, as a file descriptor; -1 and errno. */
+static int hwerr_link_program(const char *path)
+{
+	struct bpf_link_info info = {};
+	uint32_t len = sizeof(info);
+	int link = bpf_obj_get(path);
+	int program = -1, err;
+
+	if (link < 0)
+		return -1;
+	if (!bpf_obj_get_info_by_fd(link, &info, &len))
+		program = bpf_prog_get_fd_by_id(info.prog_id);
+	err = errno;
+	close(link);
+	errno = err;
+	return program;
 }
 
 /* A timer of CLOCK_MONOTONIC; readable from the time it was set to. */

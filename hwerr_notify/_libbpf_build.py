@@ -69,6 +69,7 @@ const char *hwerr_libbpf_said(void);
 bool hwerr_is_bpf_fs(const char *path);
 int hwerr_map_shape(int fd, uint32_t *shape);
 int64_t hwerr_program_misses(int fd);
+int hwerr_link_program(const char *path);
 int hwerr_timer_new(void);
 int hwerr_timer_set(int fd, uint64_t ns);
 extern "Python" int hwerr_ring_sample(void *ctx, void *data, size_t size);

@@ -125,6 +125,38 @@ def unreadable() -> str | None:
     return None
 
 
+class Program:
+    """A BPF program by file descriptor, which it owns."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self._ffi, self._lib = _library()
+
+    @classmethod
+    def of_link(cls, path: Path) -> Program:
+        """That which a pinned link runs. FileNotFoundError if nothing is pinned there; takes CAP_SYS_ADMIN."""
+        ffi, lib = _library()
+        fd = lib.hwerr_link_program(os.fsencode(path))
+        if fd < 0:
+            raise OSError(ffi.errno, os.strerror(ffi.errno), str(path))
+        return cls(fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self.fd)
+
+    def misses(self) -> int:
+        """Runs that the kernel left out, because it ran on that CPU already."""
+        found = int(self._lib.hwerr_program_misses(self.fd))
+        if found < 0:
+            raise _failed(self._lib, self._ffi, "a program's description")
+        return found
+
+
 class Map:
     """A BPF map by file descriptor: bytes to bytes. Owns the descriptor."""
 

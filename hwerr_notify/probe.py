@@ -23,7 +23,7 @@ import signal
 import stat
 import struct
 import time
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -37,6 +37,7 @@ from .bpf import (
     BpfError,
     BpfObject,
     Map,
+    Program,
     Ring,
     _library,
     locked,
@@ -60,7 +61,7 @@ _PUBLISH = "bpf_hwerr_publish"  # kmod/kfunc.c
 class ProbeType:
     """What one kind of probe needs: object and programs, and the kernel module they look into.
 
-    `direct`: it can publish by itself.
+    `direct`: it can publish by itself. `own`: programs that see events of this kind, if not all.
     """
 
     name: str
@@ -69,12 +70,15 @@ class ProbeType:
     programs: tuple[str, ...]
     module: str | None = None
     direct: bool = False
+    own: tuple[str, ...] = ()
 
 
 # By enum hwerr_probe_type of bpf/probe.h.
 PROBES = (
-    ProbeType("kvm", Source.KVM, "kvm", ("hwerr_kvm_run", "hwerr_kvm_pio"), "kvm", True),
-    ProbeType("panic", Source.PANIC, "kvm", ("hwerr_kvm_run", "hwerr_kvm_pio"), "kvm", True),
+    ProbeType("kvm", Source.KVM, "kvm", ("hwerr_kvm_run", "hwerr_kvm_pio"), "kvm", True, ("hwerr_kvm_run",)),
+    ProbeType(
+        "panic", Source.PANIC, "kvm", ("hwerr_kvm_run", "hwerr_kvm_pio"), "kvm", True, ("hwerr_kvm_pio",)
+    ),
     ProbeType("death", Source.KVM, "process", ("hwerr_signal_kill", "hwerr_vm_release"), "kvm", True),
     ProbeType("sigbus", Source.SIGBUS, "sigbus", ("hwerr_signal_bus",)),
     ProbeType("block", Source.BLOCK, "block", ("hwerr_block_error",)),
@@ -127,17 +131,32 @@ def _unloaded(probe: ProbeType) -> str | None:
     return None
 
 
-def _counts(counts: Map, kind: int) -> tuple[int, int]:
+def _missed(home: Path, kind: int) -> int:
+    """Runs of its programs that the kernel left out, because they ran on that CPU already."""
+    missed = 0
+    for name in PROBES[kind].own or PROBES[kind].programs:
+        with contextlib.suppress(FileNotFoundError), Program.of_link(home / name) as program:
+            missed += program.misses()
+    return missed
+
+
+def _counts(home: Path, counts: Map, told: Map, kind: int) -> tuple[int, int]:
+    """Events passed on, and lost: for want of room, or left out (`_missed()`)."""
     ffi, _ = _library()
     fields = Layout("hwerr_probe_count", ffi).unpack(counts[kind.to_bytes(4, "little")])
-    return fields["emitted"], fields["dropped"]
+    missed = _told(told, kind)["missed"] + _missed(home, kind)
+    return fields["emitted"], fields["dropped"] + missed
 
 
-def _told(told: Map, kind: int) -> tuple[int, str]:
-    """How many losses were made known, and the `ProbeStatus.path`."""
+def _told(told: Map, kind: int) -> dict[str, int]:
+    """Members of struct hwerr_probe_told."""
     ffi, _ = _library()
-    fields = Layout("hwerr_probe_told", ffi).unpack(told[kind.to_bytes(4, "little")])
-    return fields["told"], "kfunc" if fields["direct"] else "write"
+    return Layout("hwerr_probe_told", ffi).unpack(told[kind.to_bytes(4, "little")])
+
+
+def _path(told: Map, kind: int) -> str:
+    """The `ProbeStatus.path`."""
+    return "kfunc" if _told(told, kind)["direct"] else "write"
 
 
 def status(pin_dir: Path = PIN_DIR) -> list[ProbeStatus]:
@@ -150,14 +169,39 @@ def status(pin_dir: Path = PIN_DIR) -> list[ProbeStatus]:
         with Map.pinned(homes[0] / _COUNTS) as counts, Map.pinned(homes[0] / _TOLD) as told:
             for kind, probe in enumerate(PROBES):
                 attached = all((homes[0] / name).exists() for name in probe.programs)
-                emitted, dropped = _counts(counts, kind)
+                emitted, dropped = _counts(homes[0], counts, told, kind)
                 reason = None if attached else _unloaded(probe) or "hwerr-probe says why when it starts"
                 found.append(
-                    ProbeStatus(probe.name, attached, emitted, dropped, reason, _told(told, kind)[1])
+                    ProbeStatus(probe.name, attached, emitted, dropped, reason, _path(told, kind))
                 )
         return found
     except (OSError, struct.error):  # struct.error: they are of another version
         return []
+
+
+def _unread(home: Path) -> Counter[int]:
+    """Detaches the probes of another build; how many events nobody read of them, by type.
+
+    What they say may not be as this build has it: they count as lost.
+    """
+    found: Counter[int] = Counter()
+    for probe in PROBES:
+        for program in probe.programs:
+            (home / program).unlink(missing_ok=True)
+    ffi, _ = _library()
+    layout = Layout("hwerr_probe_head", ffi)
+
+    def count(sample: bytes) -> None:
+        if len(sample) >= layout.size and (kind := layout.unpack(sample)["type"]) < len(PROBES):
+            found[kind] += 1
+
+    with contextlib.suppress(OSError), Map.pinned(home / _EVENTS) as events:
+        ring = Ring(events, count)
+        try:
+            ring.consume()
+        finally:
+            ring.close()
+    return found
 
 
 class Probes:
@@ -178,13 +222,18 @@ class Probes:
             # Before anything is touched: two that attach at once would tell each event twice.
             undo.enter_context(only_one(pin_dir, self.home))
             undo.callback(self._close_maps)
+            unread: Counter[int] = Counter()
             for old in pin_dir.glob("probe-*"):
                 if old != self.home:
+                    unread += _unread(old)
                     shutil.rmtree(old, ignore_errors=True)
             self._attach_all()
             if not self._maps:
                 shutil.rmtree(self.home, ignore_errors=True)
                 raise BpfError(errno.EOPNOTSUPP, "; ".join(sorted(set(self.reasons.values()))))
+            for kind, more in unread.items():
+                fields = _told(self._maps[_TOLD], kind)
+                self._set_told(kind, {**fields, "missed": fields["missed"] + more})
             self._undo = undo.pop_all()
 
     def __enter__(self) -> Probes:
@@ -238,7 +287,7 @@ class Probes:
 
     def _path(self, name: str) -> str:
         kind = next(kind for kind, probe in enumerate(PROBES) if probe.object == name)
-        return _told(self._maps[_TOLD], kind)[1]
+        return _path(self._maps[_TOLD], kind)
 
     def _attach(self, name: str, probe: ProbeType, direct: bool) -> None:
         with BpfObject(name) as programs:
@@ -251,12 +300,15 @@ class Probes:
                 if wanted not in self._maps:
                     programs.pin_map(wanted, self.home / wanted)
             self._take_maps()
+            # What they left out ends with them.
+            for kind, other in enumerate(PROBES):
+                if other.object == name:
+                    fields = _told(self._maps[_TOLD], kind)
+                    missed = fields["missed"] + _missed(self.home, kind)
+                    self._set_told(kind, {**fields, "missed": missed, "direct": int(direct)})
             # First, so that no two of them tell an event.
             for program in probe.programs:
                 (self.home / program).unlink(missing_ok=True)
-            for kind, other in enumerate(PROBES):
-                if other.object == name:
-                    self._set_told(kind, _told(self._maps[_TOLD], kind)[0], direct)
             for program in probe.programs:
                 programs.attach(program)
             for program in probe.programs:
@@ -272,9 +324,9 @@ class Probes:
         """Each probe, and why it is not there if it is not."""
         found = []
         for kind, probe in enumerate(PROBES):
-            emitted, dropped = _counts(self._maps[_COUNTS], kind)
+            emitted, dropped = self._counts(kind)
             reason = self.reasons.get(probe.object)
-            path = _told(self._maps[_TOLD], kind)[1]
+            path = _path(self._maps[_TOLD], kind)
             found.append(ProbeStatus(probe.name, reason is None, emitted, dropped, reason, path))
         return found
 
@@ -282,19 +334,22 @@ class Probes:
         """Events lost since `told()` was last called, by type; also those of before this process."""
         lost = {}
         for kind in range(len(PROBES)):
-            now = _counts(self._maps[_COUNTS], kind)[1]
-            if more := now - _told(self._maps[_TOLD], kind)[0]:
+            more = self._counts(kind)[1] - _told(self._maps[_TOLD], kind)["told"]
+            if more > 0:
                 lost[kind] = more
         return lost
 
     def told(self, kind: int, more: int) -> None:
         """That so many losses of a type have been made known."""
-        before, path = _told(self._maps[_TOLD], kind)
-        self._set_told(kind, before + more, path == "kfunc")
+        fields = _told(self._maps[_TOLD], kind)
+        self._set_told(kind, {**fields, "told": fields["told"] + more})
 
-    def _set_told(self, kind: int, told: int, direct: bool) -> None:
+    def _counts(self, kind: int) -> tuple[int, int]:
+        return _counts(self.home, self._maps[_COUNTS], self._maps[_TOLD], kind)
+
+    def _set_told(self, kind: int, fields: dict[str, int]) -> None:
         ffi, _ = _library()
-        value = Layout("hwerr_probe_told", ffi).pack({"told": told, "direct": int(direct)})
+        value = Layout("hwerr_probe_told", ffi).pack(fields)
         self._maps[_TOLD].set(kind.to_bytes(4, "little"), bytes(value))
 
 
@@ -406,11 +461,12 @@ class Causes:
     def _take(self, events: list[Event]) -> None:
         self._events.extend(e for e in events if e.memory and not e.software)
 
-    def find(self, pid: int, start_ns: int, address: int) -> tuple[Event, Guest | Task] | None:
+    def find(self, pid: int, start_ns: int, address: int, time_ns: int) -> tuple[Event, Guest | Task] | None:
         """The newest error that hit this address of the process, and how it is named there.
 
         The process is the one that started then: errors are held for days, numbers used again.
-        memory_failure() sends the signal first and reports after: it is waited for, once a page.
+        memory_failure() sends the signal, at `time_ns`, first and reports after: it is waited for, once
+        a page, and no longer for many than for one.
         """
         self._take(self._device.drain())
         if found := self._search(pid, start_ns, address):
@@ -418,7 +474,7 @@ class Causes:
         page = pid, start_ns, address & ~0xFFF
         if page in self._none:
             return None
-        deadline = time.monotonic() + self._wait
+        deadline = time_ns / 1e9 + self._wait
         while (left := deadline - time.monotonic()) > 0:
             self._take(self._device.read(left))
             if found := self._search(pid, start_ns, address):
@@ -548,7 +604,7 @@ class Composer:
         required = f["code"] == _BUS_MCEERR_AR
         length = 1 << f["lsb"] if 0 < f["lsb"] < 64 else 1
         start = f["addr"] & ~(length - 1)
-        cause = self._causes.find(f["tgid"], f["start_ns"], f["addr"]) if self._causes else None
+        cause = self._causes.find(f["tgid"], f["start_ns"], f["addr"], f["time_ns"]) if self._causes else None
         flags = Flags.ACTION_REQUIRED if required else Flags(0)
         link = 0
         owner: Guest | Task
@@ -745,7 +801,7 @@ class Publisher:
                     severity=Severity.INFO,
                     source=probe.source,
                     raw_severity=min(more, 0xFFFFFFFF),
-                    text=f"{more} events of the {probe.name} probe were lost: they came too fast",
+                    text=f"{more} events of the {probe.name} probe were lost",
                 )
             )
 

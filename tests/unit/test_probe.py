@@ -139,8 +139,8 @@ def test_sigbus_takes_the_guest_from_its_cause() -> None:
     )
 
     class Causes:
-        def find(self, pid: int, start_ns: int, address: int) -> tuple[h.Event, h.Guest]:
-            assert (pid, start_ns, address) == (GONE, 77, 0x7000_1234)
+        def find(self, pid: int, start_ns: int, address: int, time_ns: int) -> tuple[h.Event, h.Guest]:
+            assert (pid, start_ns, address, time_ns) == (GONE, 77, 0x7000_1234, 5_000_000_000)
             return cause, guest
 
     composer = probe.Composer(Causes())  # type: ignore[arg-type]
@@ -180,10 +180,10 @@ def test_a_cause_is_of_the_same_process_not_of_its_number() -> None:
             return [hit(77), hit(88)]
 
     causes = probe.Causes(Held(), wait=0)  # type: ignore[arg-type]
-    found = causes.find(GONE, 77, 0x7000_0010)
+    found = causes.find(GONE, 77, 0x7000_0010, 0)
     assert found is not None
     assert (found[0].seq, found[1].start_ns) == (77, 77)
-    assert causes.find(GONE, 99, 0x7000_0010) is None
+    assert causes.find(GONE, 99, 0x7000_0010, 0) is None
 
 
 def test_block() -> None:
@@ -398,7 +398,7 @@ def test_a_probe_that_is_missing_is_named_with_the_reason(
 ) -> None:
     class Pinned:
         def __init__(self, path: Path) -> None:
-            self.size = 32 if path.name == "hwerr_counts" else 16
+            self.size = 32 if path.name == "hwerr_counts" else 24
 
         def __enter__(self) -> Pinned:
             return self
@@ -410,6 +410,7 @@ def test_a_probe_that_is_missing_is_named_with_the_reason(
             return bytes(self.size)
 
     monkeypatch.setattr(probe, "Map", SimpleNamespace(pinned=Pinned))
+    monkeypatch.setattr(probe, "_missed", lambda home, kind: 0)
     missing = {"kvm": "the kernel module kvm is not loaded"}
     monkeypatch.setattr(probe, "_unloaded", lambda p: missing.get(p.object))
     home = tmp_path / "probe-x"

@@ -114,14 +114,14 @@ def bad_disk() -> Iterator[Path]:
         subprocess.run(["rmmod", "scsi_debug"], check=False)
 
 
-def bad_read(disk: Path, times: int = 1) -> None:
+def bad_read(disk: Path, times: int = 1, sector: int = BAD_SECTOR) -> None:
     """Reads the bad sector, past the page cache."""
     fd = os.open(disk, os.O_RDONLY | os.O_DIRECT)
     buffer = mmap.mmap(-1, 4096)
     try:
         for _ in range(times):
             with contextlib.suppress(OSError):
-                os.preadv(fd, [memoryview(buffer)[:512]], BAD_SECTOR * 512)
+                os.preadv(fd, [memoryview(buffer)[:512]], sector * 512)
                 raise AssertionError("the sector can be read")
     finally:
         os.close(fd)

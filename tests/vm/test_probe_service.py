@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from probed import (
+    BAD_SECTOR,
     LIMIT,
     Service,
     bad_disk,
@@ -23,14 +25,15 @@ from probed import (
     swap_module,
     without_btf,
 )
-from testbed.kernel import modprobe
+from testbed.kernel import modprobe, put
 from testbed.wait import until, wait_event
 
 import hwerr_notify as h
 from hwerr_notify import probe
-from hwerr_notify.bpf import PIN_DIR
+from hwerr_notify.bpf import PIN_DIR, Program
 
 S = h.Source
+CONFIGFS = Path("/sys/kernel/config")
 
 
 @pytest.fixture(autouse=True)
@@ -83,6 +86,88 @@ def test_storm_and_a_service_that_is_killed(disk: Path) -> None:
     assert len(records) == block.emitted
     assert len({(e.time_mono_ns, e.cpu) for e in records}) == block.emitted
     assert lost == block.dropped
+
+
+@contextlib.contextmanager
+def _timed_disk() -> Iterator[Path]:
+    """A disk that cannot read its first sectors, and says so in a timer interrupt of the CPU that asked."""
+    modprobe("null_blk", "nr_devices=0")
+    home = CONFIGFS / "nullb/timed"
+    if not home.parent.exists():
+        subprocess.run(["mount", "-t", "configfs", "none", CONFIGFS], check=True)
+    home.mkdir()
+    try:
+        # NULL_IRQ_TIMER
+        for name, value in (("size", "16"), ("irqmode", "2"), ("completion_nsec", "5000"),
+                            ("badblocks", "+0-63"), ("power", "1")):  # fmt: skip
+            put(home / name, value)
+        # Since 6.0 it has the directory's name (49c3b9266a71).
+        index = (home / "index").read_text("ascii").strip()
+        path = Path("/dev", home.name if Path("/sys/block", home.name).exists() else f"nullb{index}")
+        until(path.exists, LIMIT)
+        yield path
+    finally:
+        home.rmdir()
+        subprocess.run(["rmmod", "null_blk"], check=False)
+
+
+@pytest.mark.anywhere
+def test_requests_that_fail_within_others_are_counted(disk: Path) -> None:
+    """In an interrupt of a CPU that is in the probe: the kernel leaves that run out."""
+    failed = [0, 0]
+    over = threading.Event()
+
+    def read(n: int, path: Path, sector: int) -> None:
+        os.sched_setaffinity(0, {0})
+        while not over.is_set():
+            bad_read(path, 20, sector)
+            failed[n] += 20
+
+    def missed() -> int:
+        (home,) = PIN_DIR.glob("probe-*")
+        with Program.of_link(home / "hwerr_block_error") as program:
+            return program.misses()
+
+    with h.open() as device, _timed_disk() as timed:
+        service = Service()
+        threads = [
+            threading.Thread(target=read, args=(0, disk, BAD_SECTOR)),
+            threading.Thread(target=read, args=(1, timed, 8)),
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            until(missed, LIMIT)
+        finally:
+            over.set()
+            for thread in threads:
+                thread.join()
+        (block,) = (s for s in probe.status() if s.name == "block")
+        assert block.emitted + block.dropped == sum(failed)
+        assert missed() <= block.dropped
+        assert service.stop()[0] == 0
+        events = [e for e in device.drain() if e.source == S.BLOCK]
+        assert sum(1 for e in events if e.block) == block.emitted
+        assert sum(e.raw_severity for e in events if not e.block) == block.dropped
+
+
+@pytest.mark.anywhere
+def test_probes_of_another_build_are_replaced(disk: Path) -> None:
+    """What nobody read of theirs is told as lost."""
+    Service().stop(signal.SIGKILL)
+    (home,) = PIN_DIR.glob("probe-*")
+    bad_read(disk, 3)
+    home.rename(PIN_DIR / "probe-000000000000")
+    with h.open() as device:
+        service = Service()
+        assert list(PIN_DIR.glob("probe-*")) == [home]
+        (block,) = (s for s in probe.status() if s.name == "block")
+        assert (block.attached, block.emitted, block.dropped) == (True, 0, 3)
+        bad_read(disk)
+        assert service.stop()[0] == 0
+        lost, told = sorted((e for e in device.drain() if e.source == S.BLOCK), key=lambda e: bool(e.block))
+        assert (lost.raw_severity, lost.severity) == (3, h.Severity.INFO)
+        assert told.block is not None
 
 
 def _of(device: h.Device, pid: int) -> list[h.Event]:
