@@ -34,6 +34,12 @@ test-debug:	## all VM tests on a kernel that finds faults (KASAN, lockdep, kmeml
 	HWERR_LONG=1 HWERR_RACES=20000 HWERR_RACES_SECONDS=900 HWERR_FUZZ_SECONDS=600 \
 		.venv/bin/python scripts/test --no-host --kernels debug --timeout 7200
 
+test-kcsan:	## all VM tests on a kernel that finds data races of the module (KCSAN)
+	scripts/setup
+	scripts/kernel kcsan
+	HWERR_LONG=1 HWERR_RACES=5000 HWERR_RACES_SECONDS=600 HWERR_FUZZ_SECONDS=300 \
+		.venv/bin/python scripts/test --no-host --kernels kcsan --timeout 7200
+
 test-ha:	## failovers of a FROZEN guest in a cluster of two VMs, without fencing
 	scripts/setup
 	.venv/bin/python -m pytest -q -rs -s -p no:cacheprovider --timeout 3600 tests/ha
@@ -78,5 +84,5 @@ clean:		## what was built here
 	rm -rf build
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help demo demo-ha test test-long test-debug test-ha test-install check bench bench-freeze bench-probes bench-peers setup module install uninstall clean
+.PHONY: help demo demo-ha test test-long test-debug test-kcsan test-ha test-install check bench bench-freeze bench-probes bench-peers setup module install uninstall clean
 .DEFAULT_GOAL := help
