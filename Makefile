@@ -26,13 +26,15 @@ test-long:	## what takes too long for `make test`: loads under a storm, races, f
 		tests/vm/test_guard_libvirt.py tests/vm/test_trace.py tests/vm/test_moduleless.py \
 		tests/vm/test_trust.py tests/vm/test_probe_service.py tests/vm/test_watch.py
 	HWERR_LONG=1 .venv/bin/python -m pytest -q -p no:cacheprovider tests/boots/test_lockdown.py
-	HWERR_QEMU=$$(scripts/qemu trixie) .venv/bin/python -m pytest -q -p no:cacheprovider tests/unit/test_guard_release.py
+	HWERR_QEMU=$$(scripts/program trixie qemu) .venv/bin/python -m pytest -q -p no:cacheprovider tests/unit/test_guard_release.py
 
 test-debug:	## all VM tests on a kernel that finds faults (KASAN, lockdep, kmemleak, ...)
 	scripts/setup
 	scripts/kernel debug
 	HWERR_LONG=1 HWERR_RACES=20000 HWERR_RACES_SECONDS=900 HWERR_FUZZ_SECONDS=600 \
 		.venv/bin/python scripts/test --no-host --kernels debug --timeout 7200
+	HWERR_LONG=1 HWERR_CRASH=$$(scripts/program trixie crash) \
+		.venv/bin/python -m pytest -q -p no:cacheprovider tests/boots/test_crash.py
 
 test-kcsan:	## all VM tests on a kernel that finds data races of the module (KCSAN)
 	scripts/setup
