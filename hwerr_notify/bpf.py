@@ -134,7 +134,7 @@ class Program:
 
     @classmethod
     def of_link(cls, path: Path) -> Program:
-        """That which a pinned link runs. FileNotFoundError if nothing is pinned there; takes CAP_SYS_ADMIN."""
+        """That which a pinned link runs. FileNotFoundError if there is none; takes CAP_SYS_ADMIN."""
         ffi, lib = _library()
         fd = lib.hwerr_link_program(os.fsencode(path))
         if fd < 0:

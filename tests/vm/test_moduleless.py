@@ -273,9 +273,10 @@ def test_a_hugetlb_page_is_hit_as_a_whole(both: Both, flags: int) -> None:
         holder.write(base, 2 * HUGE)
         phys = holder.phys(base + HUGE)
         # More than the pages that are looked at, were each one of 4 KiB.
-        inject.extlog("recoverable", addr=phys + HUGE // 4, mask=~(HUGE // 2 - 1) & (1 << 64) - 1, text="half")
+        half = HUGE // 2
+        inject.extlog("recoverable", addr=phys + half // 2, mask=(1 << 64) - half, text="half")
         event, _ = both.one(lambda e: e.cper is not None and e.cper.fru_text == "half")
-        assert [(t.pid, t.va, t.len) for t in event.tasks] == [(holder.pid, base + HUGE, HUGE // 2)]
+        assert [(t.pid, t.va, t.len) for t in event.tasks] == [(holder.pid, base + HUGE, half)]
         assert not event.flags & UNSURE
         # What is poisoned is a page; what its owner loses is all.
         inject.hwpoison(phys // PAGE + 5)
