@@ -102,6 +102,32 @@ static int wait_for_more(struct hwerr_reader *r, u64 seen, u32 turns)
 	return err;
 }
 
+/*
+ * Whether the process that a scoped file is about may more than its opener might: it has executed
+ * a set-uid program, say. Who else has the file is not to learn where that has its memory, nor
+ * to stop it.
+ */
+static bool outgrown(const struct file *file)
+{
+	const struct hwerr_reader *r = file->private_data;
+	const struct cred *then = file->f_cred, *now;
+	struct task_struct *task;
+	bool is = false;
+
+	if (r->scope == HWERR_SCOPE_ALL || task_tgid(current) == r->pid)
+		return false;
+	rcu_read_lock();
+	task = pid_task(r->pid, PIDTYPE_TGID);
+	if (task) {
+		now = __task_cred(task);
+		is = !uid_eq(now->euid, then->euid) || !uid_eq(now->uid, then->uid) ||
+		     !gid_eq(now->egid, then->egid) ||
+		     !cap_issubset(now->cap_permitted, then->cap_permitted);
+	}
+	rcu_read_unlock();
+	return is;
+}
+
 static ssize_t hwerr_read(struct file *file, char __user *buf, size_t count, loff_t *ppos)
 {
 	struct hwerr_reader *r = file->private_data;
@@ -116,13 +142,15 @@ static ssize_t hwerr_read(struct file *file, char __user *buf, size_t count, lof
 		/* Before the look, so that what comes after it ends the wait. */
 		seen = hwerr_ring_version();
 		turns = READ_ONCE(r->turns);
+		if (outgrown(file))
+			return -EPERM;
 		if (mutex_lock_interruptible(&r->lock))
 			return -ERESTARTSYS;
 		n = read_records(r, buf, count);
 		mutex_unlock(&r->lock);
 		if (n)
 			return n;
-		if (file->f_flags & O_NONBLOCK)
+		if (READ_ONCE(file->f_flags) & O_NONBLOCK)
 			return -EAGAIN;
 		err = wait_for_more(r, seen, turns);
 		if (err)
@@ -345,7 +373,7 @@ static int seek_check(const struct hwerr_reader *r, const struct hwerr_ioc_seek 
 		return -EINVAL;
 	if (s->whence != HWERR_SEEK_SEQ)
 		return s->seq ? -EINVAL : 0;
-	/* Others' errors are not told, not even their number. */
+	/* Of others' errors nothing is told but how many numbers are between one's own. */
 	if (r->scope == HWERR_SCOPE_SELF)
 		return s->seq ? 0 : -EINVAL;
 	return s->seq && s->seq <= hwerr_ring_version() ? 0 : -EINVAL;
@@ -416,9 +444,13 @@ static long hwerr_ioctl(struct file *file, unsigned int cmd, unsigned long val)
 		return 0;
 	case HWERR_IOC_GUARD & ~IOCSIZE_MASK:
 		err = get_arg(&u.guard, sizeof(u.guard), GUARD_SIZE_V1, cmd, arg);
+		if (!err && outgrown(file))
+			err = -EPERM;
 		return err ?: hwerr_guard_set(r, &u.guard);
 	case HWERR_IOC_STOP & ~IOCSIZE_MASK:
 		err = get_arg(&u.stop, sizeof(u.stop), STOP_SIZE_V1, cmd, arg);
+		if (!err && outgrown(file))
+			err = -EPERM;
 		if (!err)
 			err = hwerr_guard_stop(r, &u.stop);
 		return err ?: put_arg(&u.stop, sizeof(u.stop), STOP_SIZE_V1, cmd, arg);

@@ -29,9 +29,10 @@ static inline pgoff_t hwerr_folio_pgoff(const struct folio *folio)
 	/* 6.7, a08c7193e4f1 ("mm/filemap: remove hugetlb special casing in filemap.c") */
 #if LINUX_VERSION_CODE < KERNEL_VERSION(6, 7, 0)
 	if (folio_test_hugetlb((struct folio *)folio))
-		return folio->index << folio_order((struct folio *)folio);
+		return READ_ONCE(folio->index) << folio_order((struct folio *)folio);
 #endif
-	return folio->index;
+	/* Of a page that is migrated to, it is set while we look. */
+	return READ_ONCE(folio->index);
 }
 
 /* Page table entries that map @page, a reference to whose @folio is held. */
@@ -164,6 +165,31 @@ static inline struct task_struct *hwerr_vcpu_task(struct kvm_vcpu *vcpu)
  */
 #include <linux/cper.h>
 #include <ras/ras_event.h>
+#if __has_include(<trace/events/memory-failure.h>)
+/* 6.19, 31807483d395 ("mm/memory-failure: remove the selection of RAS") */
+#undef TRACE_INCLUDE_FILE
+#include <trace/events/memory-failure.h>
+#endif
+
+/*
+ * What the tracepoints give. They are attached to by name, and take any function: so the type of
+ * each is compared with that of its probe, here or in the source.
+ */
+struct aer_header_log_regs;
+struct pcie_tlp_log;
+
+#define HWERR_AER_EVENT_IS(...)							\
+	__builtin_types_compatible_p(typeof(trace_aer_event),			\
+				     void (const char *, u32, u8, u8, __VA_ARGS__))
+
+/*
+ * 6.10, 0a5a46a6a61b ("PCI/AER: Generalize TLP Header Log reading"): another name of the header
+ * log. 7.0, 83cba5b31e6b ("PCI/AER: Report CXL or PCIe bus type in AER trace logging"): one
+ * argument more, the last.
+ */
+static_assert(HWERR_AER_EVENT_IS(struct aer_header_log_regs *) ||
+	      HWERR_AER_EVENT_IS(struct pcie_tlp_log *) ||
+	      HWERR_AER_EVENT_IS(struct pcie_tlp_log *, const char *));
 
 /*
  * arm_event tells severity and CPU since 05954511b73e ("RAS: Report all ARM

@@ -4,8 +4,8 @@
  *
  * A guard names a process by its struct pid, got from a pidfd: whoever gets the
  * number later is somebody else. It holds no more than that, so the process and
- * its VM end as they please; what is left of the guard goes with the next call
- * that looks at the table.
+ * its VM end as they please; what is left of the guard goes when the table is
+ * listed, or when its room is wanted.
  *
  * A process may guard itself without CAP_SYS_ADMIN. That can neither fill the table
  * for those who have it, nor undo what they have armed.
@@ -14,6 +14,7 @@
  * contexts of owners.c; hence a raw lock and a bounded table.
  */
 #include <linux/hashtable.h>
+#include <linux/jiffies.h>
 #include <linux/ktime.h>
 #include <linux/pid.h>
 #include <linux/rcupdate.h>
@@ -43,7 +44,7 @@
  * @own: armed by the process itself, without CAP_SYS_ADMIN
  * @stops: how often it was stopped
  * @stopped_ns: when last
- * @reader: file it ends with; compared, never followed
+ * @reader: file it ends with; it ends before that does
  */
 struct hwerr_guard {
 	struct hlist_node node;
@@ -55,11 +56,11 @@ struct hwerr_guard {
 	bool own;
 	u32 stops;
 	u64 stopped_ns;
-	const struct hwerr_reader *reader;
+	struct hwerr_reader *reader;
 };
 
 static struct {
-	raw_spinlock_t lock;		/* guards the rest, and the guards */
+	raw_spinlock_t lock;		/* guards the rest, the guards, and @guards of readers */
 	unsigned int nr;
 	unsigned int nr_own;
 	DECLARE_HASHTABLE(table, 8);
@@ -78,11 +79,23 @@ static struct hwerr_guard *guard_find(s32 tgid, u64 start_ns)
 	return NULL;
 }
 
+/* Lock held. Has @g end with @r, or with no file. */
+static void guard_bind(struct hwerr_guard *g, struct hwerr_reader *r)
+{
+	if (g->reader)
+		g->reader->guards--;
+	g->reader = r;
+	if (r)
+		r->guards++;
+}
+
+/* Lock held. hwerr_guard_wants() looks at the number without it. */
 static void guard_unlink(struct hwerr_guard *g, struct hlist_head *to)
 {
 	hash_del(&g->node);
 	hlist_add_head(&g->node, to);
-	guards.nr--;
+	guard_bind(g, NULL);
+	WRITE_ONCE(guards.nr, guards.nr - 1);
 	guards.nr_own -= g->own;
 }
 
@@ -97,8 +110,8 @@ static void guards_free(struct hlist_head *list)
 	}
 }
 
-/* Lock held. Moves those of ended processes, and of @reader, to @to. */
-static void guards_sweep(const struct hwerr_reader *reader, struct hlist_head *to)
+/* Lock held. Moves those of ended processes to @to. */
+static void guards_sweep(struct hlist_head *to)
 {
 	struct hwerr_guard *g;
 	struct hlist_node *next;
@@ -106,18 +119,41 @@ static void guards_sweep(const struct hwerr_reader *reader, struct hlist_head *t
 
 	rcu_read_lock();
 	hash_for_each_safe(guards.table, i, next, g, node)
-		if ((reader && g->reader == reader) || !pid_task(g->pid, PIDTYPE_TGID))
+		if (!pid_task(g->pid, PIDTYPE_TGID))
 			guard_unlink(g, to);
 	rcu_read_unlock();
 }
 
-void hwerr_guard_release(const struct hwerr_reader *r)
+/*
+ * Lock held. Whether there is room for one more; what ended processes left is looked for first.
+ * Anybody may ask for it again and again: for them it is done ten times a second at most.
+ */
+static bool guards_room(bool own, struct hlist_head *gone)
 {
+	static unsigned long next;
+
+	if (guards.nr < GUARDS_MAX && (!own || guards.nr_own < GUARDS_OWN_MAX))
+		return true;
+	if (own && next && time_before(jiffies, next))
+		return false;
+	next = (jiffies + HZ / 10) | 1;
+	guards_sweep(gone);
+	return guards.nr < GUARDS_MAX && (!own || guards.nr_own < GUARDS_OWN_MAX);
+}
+
+/* Last use of the file: nobody arms anything with it meanwhile. */
+void hwerr_guard_release(struct hwerr_reader *r)
+{
+	struct hwerr_guard *g;
+	struct hlist_node *next;
 	HLIST_HEAD(gone);
+	int i;
 
 	raw_spin_lock_irq(&guards.lock);
-	if (guards.nr)
-		guards_sweep(r, &gone);
+	if (r->guards)
+		hash_for_each_safe(guards.table, i, next, g, node)
+			if (g->reader == r)
+				guard_unlink(g, &gone);
 	raw_spin_unlock_irq(&guards.lock);
 	guards_free(&gone);
 }
@@ -182,7 +218,7 @@ static int guard_target(const struct hwerr_reader *r, int fd, struct task_struct
 	if (r->scope != HWERR_SCOPE_ALL &&
 	    ((*task)->tgid != r->tgid || (*task)->start_boottime != r->start_ns))
 		err = -EPERM;
-	else if ((*task)->flags & PF_KTHREAD)
+	else if (data_race((*task)->flags) & PF_KTHREAD)	/* never changes */
 		err = -EINVAL;
 	if (err)
 		put_task_struct(*task);
@@ -198,7 +234,7 @@ static bool guard_yields(const struct hwerr_guard *g, const struct hwerr_reader 
 	return g->own || r->scope == HWERR_SCOPE_ALL;
 }
 
-static int guard_arm(const struct hwerr_reader *r, struct task_struct *task,
+static int guard_arm(struct hwerr_reader *r, struct task_struct *task,
 		     const struct hwerr_ioc_guard *arg, struct hlist_head *gone)
 {
 	bool own = r->scope != HWERR_SCOPE_ALL;
@@ -213,13 +249,12 @@ static int guard_arm(const struct hwerr_reader *r, struct task_struct *task,
 	fresh->start_ns = task->start_boottime;
 
 	raw_spin_lock_irq(&guards.lock);
-	guards_sweep(NULL, gone);
 	g = guard_find(fresh->tgid, fresh->start_ns);
-	if (!g && guards.nr < GUARDS_MAX && (!own || guards.nr_own < GUARDS_OWN_MAX)) {
+	if (!g && guards_room(own, gone)) {
 		g = fresh;
 		fresh = NULL;
 		hash_add(guards.table, &g->node, g->tgid);
-		guards.nr++;
+		WRITE_ONCE(guards.nr, guards.nr + 1);
 		g->own = own;
 		guards.nr_own += own;
 	}
@@ -230,7 +265,7 @@ static int guard_arm(const struct hwerr_reader *r, struct task_struct *task,
 		g->own = own;
 		g->severity = arg->severity;
 		g->flags = arg->flags;
-		g->reader = arg->flags & HWERR_GUARD_KEEP ? NULL : r;
+		guard_bind(g, arg->flags & HWERR_GUARD_KEEP ? NULL : r);
 	} else {
 		err = -ENOSPC;
 	}
@@ -249,7 +284,6 @@ static int guard_disarm(const struct hwerr_reader *r, struct task_struct *task,
 	int err = 0;
 
 	raw_spin_lock_irq(&guards.lock);
-	guards_sweep(NULL, gone);
 	g = guard_find(task->tgid, task->start_boottime);
 	if (!g)
 		err = -ENOENT;
@@ -261,7 +295,7 @@ static int guard_disarm(const struct hwerr_reader *r, struct task_struct *task,
 	return err;
 }
 
-int hwerr_guard_set(const struct hwerr_reader *r, const struct hwerr_ioc_guard *arg)
+int hwerr_guard_set(struct hwerr_reader *r, const struct hwerr_ioc_guard *arg)
 {
 	bool remove = arg->flags & HWERR_GUARD_REMOVE;
 	struct task_struct *task;
@@ -305,9 +339,18 @@ int hwerr_guard_stop(const struct hwerr_reader *r, struct hwerr_ioc_stop *arg)
 	return err;
 }
 
+static void guard_show(const struct hwerr_guard *g, struct hwerr_guard_entry *e)
+{
+	*e = (struct hwerr_guard_entry){
+		.tgid = g->tgid, .severity = g->severity, .start_ns = g->start_ns,
+		.flags = g->flags, .stops = g->stops, .stopped_ns = g->stopped_ns,
+	};
+}
+
 int hwerr_guard_list(const struct hwerr_reader *r, struct hwerr_ioc_guards *arg)
 {
-	u32 room = min_t(u32, arg->count, GUARDS_MAX);
+	bool all = r->scope == HWERR_SCOPE_ALL;
+	u32 room = min_t(u32, arg->count, all ? GUARDS_MAX : 1);
 	struct hwerr_guard_entry *list;
 	struct hwerr_guard *g;
 	HLIST_HEAD(gone);
@@ -320,18 +363,21 @@ int hwerr_guard_list(const struct hwerr_reader *r, struct hwerr_ioc_guards *arg)
 	if (!list)
 		return -ENOMEM;
 	raw_spin_lock_irq(&guards.lock);
-	guards_sweep(NULL, &gone);
-	hash_for_each(guards.table, i, g, node) {
-		if (r->scope != HWERR_SCOPE_ALL &&
-		    (g->tgid != r->tgid || g->start_ns != r->start_ns))
-			continue;
-		if (nr < room)
-			list[nr] = (struct hwerr_guard_entry){
-				.tgid = g->tgid, .severity = g->severity,
-				.start_ns = g->start_ns, .flags = g->flags,
-				.stops = g->stops, .stopped_ns = g->stopped_ns,
-			};
-		nr++;
+	if (all) {
+		guards_sweep(&gone);
+		hash_for_each(guards.table, i, g, node) {
+			if (nr < room)
+				guard_show(g, &list[nr]);
+			nr++;
+		}
+	} else {
+		/* Anybody may ask for his own, as often as he likes. */
+		g = guard_find(r->tgid, r->start_ns);
+		if (g) {
+			if (room)
+				guard_show(g, &list[0]);
+			nr = 1;
+		}
 	}
 	raw_spin_unlock_irq(&guards.lock);
 	guards_free(&gone);

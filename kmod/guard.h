@@ -12,11 +12,11 @@ bool hwerr_guard_wants(s32 tgid, u64 start_ns, u8 severity);
 void hwerr_guard_stopped(s32 tgid, u64 start_ns, u64 mono_ns);
 
 /* The ioctls; process context. */
-int hwerr_guard_set(const struct hwerr_reader *r, const struct hwerr_ioc_guard *arg);
+int hwerr_guard_set(struct hwerr_reader *r, const struct hwerr_ioc_guard *arg);
 int hwerr_guard_stop(const struct hwerr_reader *r, struct hwerr_ioc_stop *arg);
 int hwerr_guard_list(const struct hwerr_reader *r, struct hwerr_ioc_guards *arg);
 /* Guards that end with this file. */
-void hwerr_guard_release(const struct hwerr_reader *r);
+void hwerr_guard_release(struct hwerr_reader *r);
 
 /* No file is open, and no source attached. */
 void hwerr_guard_exit(void);

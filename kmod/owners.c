@@ -48,8 +48,8 @@
 /* Walks over one page that looks free, or has more mappings than were found. */
 #define FREE_TRIES	3
 #define BUSY_TRIES	8
-/* Processes searched for the users of an address space that has no owner. */
-#define PROCESSES_MAX	4096
+/* Threads searched for the users of an address space that has no owner. */
+#define THREADS_MAX	16384
 
 bool hwerr_owners_wait(struct hwerr_owners *o)
 {
@@ -119,7 +119,8 @@ bool hwerr_owners_add(struct hwerr_owners *o, struct mm_struct *mm,
 {
 	struct hwerr_owner *at, *out = NULL;
 	bool known = false;
-	bool vm = mm_has_notifiers(mm) || runs_qemu(mm);
+	/* Once there, they stay as long as the address space does. */
+	bool vm = data_race(mm_has_notifiers(mm)) || runs_qemu(mm);
 	bool found;
 
 	va += p->off;
@@ -163,29 +164,39 @@ bool hwerr_owners_add(struct hwerr_owners *o, struct mm_struct *mm,
 	return true;
 }
 
+/* What is mapped as one at @addr, no further than @end: a page, or all of a hugetlb page. */
+static struct hwerr_piece piece_at(u64 addr, u64 end)
+{
+	struct hwerr_piece p = { .pfn = PHYS_PFN(addr), .off = offset_in_page(addr) };
+	u64 room = PAGE_SIZE - p.off;
+
+	if (end - addr > room) {
+		room = hwerr_huge_size(p.pfn);
+		room -= addr & (room - 1);
+	}
+	p.len = min(end - addr, room);
+	return p;
+}
+
 static void find_mappings(struct hwerr_owners *o, u64 addr, u64 len)
 {
 	u64 end = addr + len < addr ? U64_MAX : addr + len;
 	unsigned int pages;
 
 	for (pages = 0; addr < end; pages++) {
-		struct hwerr_piece p = { .pfn = PHYS_PFN(addr), .off = offset_in_page(addr) };
-		u64 room = PAGE_SIZE - p.off;
+		struct hwerr_piece p;
 		unsigned int try = 0;
 		int ret;
 
-		/* A hugetlb page is mapped as a whole. */
-		if (end - addr > room) {
-			room = hwerr_huge_size(p.pfn);
-			room -= addr & (room - 1);
-		}
-		p.len = min(end - addr, room);
 		if (pages == PAGES_MAX) {
 			o->flags |= HWERR_F_OWNERS_TRUNCATED;
 			return;
 		}
-		while ((ret = hwerr_rmap_page(o, &p))) {
-			if (++try == (ret == -EAGAIN ? FREE_TRIES : BUSY_TRIES) ||
+		for (;;) {
+			/* Each time anew: a hugetlb page may be dissolved meanwhile. */
+			p = piece_at(addr, end);
+			ret = hwerr_rmap_page(o, &p);
+			if (!ret || ++try == (ret == -EAGAIN ? FREE_TRIES : BUSY_TRIES) ||
 			    !hwerr_owners_wait(o))
 				break;
 		}
@@ -204,7 +215,7 @@ static void find_mappings(struct hwerr_owners *o, u64 addr, u64 len)
 static struct task_struct *mm_task(struct hwerr_owners *o, struct mm_struct *mm)
 {
 	struct task_struct *task = NULL, *p, *t;
-	unsigned int left = PROCESSES_MAX;
+	unsigned int left = THREADS_MAX;
 
 again:
 	rcu_read_lock();
@@ -232,17 +243,18 @@ again:
 	if (!atomic_read(&mm->mm_users))
 		goto out;
 	for_each_process(p) {
-		if (!left--)
-			break;
-		if (p->flags & PF_KTHREAD)
+		if (data_race(p->flags) & PF_KTHREAD)	/* never changes */
 			continue;
 		for_each_thread(p, t) {
+			if (!left--)
+				goto unknown;
 			if (READ_ONCE(t->mm) != mm)
 				continue;
 			task = t;
 			goto found;
 		}
 	}
+unknown:
 	if (atomic_read(&mm->mm_users))
 		o->flags |= HWERR_F_OWNERS_UNKNOWN;
 	goto out;

@@ -69,6 +69,7 @@ struct hwerr_owner {
  * @may_sleep: the caller could be preempted
  * @waits: times that may still be waited for a lock
  * @visits: mappings that may still be looked at
+ * @files_ns: time spent on open files
  * @attempt: number of the walk over the current page
  * @flags: HWERR_F_OWNERS_*, for the record
  * @nr: entries of @at in use
@@ -79,6 +80,7 @@ struct hwerr_owners {
 	bool may_sleep;
 	unsigned int waits;
 	unsigned int visits;
+	u64 files_ns;
 	u32 attempt;
 	u32 flags;
 	unsigned int nr;

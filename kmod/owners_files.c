@@ -12,6 +12,7 @@
 #include <linux/fdtable.h>
 #include <linux/rcupdate.h>
 #include <linux/sched.h>
+#include <linux/sched/clock.h>
 #include <linux/sched/signal.h>
 #include <linux/sched/task.h>
 
@@ -22,6 +23,11 @@
 #define FILES_BATCH	1000
 /* Files of a process that are looked at. */
 #define FILES_MAX	(128 * FILES_BATCH)
+/*
+ * Time for those of all processes, in one lookup that could not be preempted: many tables may have
+ * many places, and places without a file take time as well.
+ */
+#define FILES_NS	(50 * NSEC_PER_MSEC)
 #define LOCK_TRIES	1000
 
 struct files_walk {
@@ -84,7 +90,12 @@ static int files_of(struct hwerr_owners *o, struct task_struct *task,
 	int fd = 0;
 
 	for (seen = 0; seen < FILES_MAX; seen += FILES_BATCH) {
+		u64 start = local_clock();
+
+		if (!o->may_sleep && o->files_ns > FILES_NS)
+			return -EBUSY;
 		fd = files_batch(o, task, fd, w);
+		o->files_ns += local_clock() - start;
 		if (w->found)
 			return 1;
 		if (fd <= 0)

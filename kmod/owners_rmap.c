@@ -105,7 +105,7 @@ static enum hwerr_pt huge_entry(pte_t pte, unsigned long head)
 static enum hwerr_pt pt_walk(struct vm_area_struct *vma, unsigned long va,
 			     unsigned long pfn)
 {
-	bool hugetlb = is_vm_hugetlb_page(vma);
+	bool hugetlb = data_race(is_vm_hugetlb_page(vma));	/* never changes */
 	pgd_t *pgdp = pgd_offset(vma->vm_mm, va);
 	p4d_t *p4dp, p4d;
 	pud_t *pudp, pud;
@@ -388,8 +388,12 @@ int hwerr_rmap_page(struct hwerr_owners *o, const struct hwerr_piece *p)
 	folio = page_folio(page);
 	if (!folio_try_get(folio))
 		return PageBuddy(page) ? 0 : -EAGAIN;
-	/* It may have been split, or freed and used otherwise, before we had it. */
-	if (page_folio(page) == folio)
+	/*
+	 * It may have been split, or freed and used otherwise, before we had it; and what
+	 * reaches beyond the page was a hugetlb page when the piece was made.
+	 */
+	if (page_folio(page) == folio &&
+	    (p->off + p->len <= PAGE_SIZE || folio_test_hugetlb(folio)))
 		ret = rmap_folio(o, folio, page, p);
 	folio_put(folio);
 	return ret;

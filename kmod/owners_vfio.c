@@ -112,7 +112,7 @@ void hwerr_vfio_holders(struct hwerr_owners *o, struct pci_dev *pdev,
 			put_task_struct(task);
 			return;
 		}
-		if (!(task->flags & PF_KTHREAD))
+		if (!(data_race(task->flags) & PF_KTHREAD))	/* never changes */
 			ret = hwerr_files_each(o, task, file_is_device, pdev);
 		if (ret > 0)
 			found(o, task);

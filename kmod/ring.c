@@ -746,12 +746,14 @@ struct hwerr_reader *hwerr_reader_new(u32 scope)
 	mutex_init(&r->lock);
 	init_waitqueue_head(&r->waitq);
 	r->scope = scope;
+	r->pid = get_pid(task_tgid(current));
 	r->tgid = task_tgid_nr(current);
 	r->start_ns = current->group_leader->start_boottime;
 	mutex_lock(&r->lock);
 	if (hwerr_reader_filter(r, &none)) {
 		mutex_unlock(&r->lock);
 		mutex_destroy(&r->lock);
+		put_pid(r->pid);
 		kvfree(r);
 		return NULL;
 	}
@@ -774,6 +776,7 @@ void hwerr_reader_free(struct hwerr_reader *r)
 	if (gone)
 		kfree_rcu(gone, rcu);
 	mutex_destroy(&r->lock);
+	put_pid(r->pid);
 	kvfree(r);
 }
 

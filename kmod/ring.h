@@ -56,8 +56,10 @@ struct hwerr_audience {
  *	hwerr_reader_waitq()
  * @filter: what it wants
  * @scope: HWERR_SCOPE_*; constant
- * @tgid: opener's process; constant
+ * @pid: opener's process; a reference; constant
+ * @tgid: its number; constant
  * @start_ns: its start; constant
+ * @guards: guards that end with this file; under the lock of guard.c
  * @audience: if @filter.tgid or @scope narrow it to a process
  * @bounce: the record on its way to user space
  */
@@ -75,8 +77,10 @@ struct hwerr_reader {
 	wait_queue_head_t waitq;
 	struct hwerr_ioc_filter filter;
 	u32 scope;
+	struct pid *pid;
 	s32 tgid;
 	u64 start_ns;
+	unsigned int guards;
 	struct hwerr_audience *audience;
 	u8 bounce[HWERR_RECORD_MAX] __aligned(8);
 };

@@ -13,7 +13,10 @@
 #include "compat.h"
 #include "hwerr.h"
 
-/* Task context, preemption off. @tlp: four words, in every kernel's type. */
+/*
+ * Task context, preemption off. @tlp: four words, in every kernel's type. What a later kernel
+ * gives beyond is not looked at. See compat.h.
+ */
 static void aer_probe(void *data, const char *dev_name, const u32 status,
 		      const u8 severity, const u8 tlp_valid, const u32 *tlp)
 {

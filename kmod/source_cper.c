@@ -178,6 +178,10 @@ static int cper_source_init(void)
 {
 	int i, n = 0, err = 0;
 
+#if IS_ENABLED(CONFIG_ACPI_EXTLOG)
+	check_trace_callback_type_extlog_mem_event(extlog_probe);
+#endif
+	check_trace_callback_type_non_standard_event(non_standard_probe);
 	for (i = 0; i < ARRAY_SIZE(cper_tp); i++) {
 		int e = hwerr_tp_attach(&cper_tp[i]);
 

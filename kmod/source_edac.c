@@ -67,6 +67,7 @@ static struct hwerr_tp mc_tp = { .name = "mc_event", .probe = mc_probe };
 
 static int edac_source_init(void)
 {
+	check_trace_callback_type_mc_event(mc_probe);
 	return hwerr_tp_attach(&mc_tp);
 }
 

@@ -91,10 +91,11 @@ static int memfail_enter(struct kretprobe_instance *ri, struct pt_regs *regs)
 		if (!memfail.call[i].task)
 			c = &memfail.call[i];
 	if (c) {
-		c->task = current;
 		c->pfn = pfn;
 		c->flags = regs_get_kernel_argument(regs, 1);
 		c->draft = NULL;
+		/* Looked at without the lock: for its own task only, in call_of_current(). */
+		WRITE_ONCE(c->task, current);
 	}
 	raw_spin_unlock_irqrestore(&memfail.lock, irq);
 	if (!c)
@@ -109,18 +110,16 @@ static int memfail_enter(struct kretprobe_instance *ri, struct pt_regs *regs)
 	return 0;
 }
 
-static int memfail_return(struct kretprobe_instance *ri, struct pt_regs *regs)
+/* The call is over, or is not seen any more: of what it drafted no result will be told. */
+static void memfail_end(struct memfail_call *c)
 {
-	struct memfail_call *c = *(struct memfail_call **)ri->data;
 	struct hwerr_draft *d;
 	unsigned long irq;
 
-	if (!c)
-		return 0;
-	d = c->draft;
 	raw_spin_lock_irqsave(&memfail.lock, irq);
+	d = c->draft;
 	c->draft = NULL;
-	c->task = NULL;
+	WRITE_ONCE(c->task, NULL);
 	raw_spin_unlock_irqrestore(&memfail.lock, irq);
 	if (d && d->rec.flags & HWERR_F_STOPPED) {
 		/* A guarded VM was stopped for it: that is told in any case. */
@@ -129,6 +128,14 @@ static int memfail_return(struct kretprobe_instance *ri, struct pt_regs *regs)
 	} else if (d) {
 		hwerr_draft_put(d);
 	}
+}
+
+static int memfail_return(struct kretprobe_instance *ri, struct pt_regs *regs)
+{
+	struct memfail_call *c = *(struct memfail_call **)ri->data;
+
+	if (c)
+		memfail_end(c);
 	return 0;
 }
 
@@ -208,6 +215,7 @@ static int memfail_source_init(void)
 	memfail_probe.kp.flags = 0;
 	memfail_probe.nmissed = 0;
 	probe_on = !register_kretprobe(&memfail_probe);
+	check_trace_callback_type_memory_failure_event(memfail_event);
 	err = hwerr_tp_attach(&memfail_tp);
 	if (err && probe_on) {
 		unregister_kretprobe(&memfail_probe);
@@ -226,12 +234,8 @@ static void memfail_source_exit(void)
 	unregister_kretprobe(&memfail_probe);
 	probe_on = false;
 	/* Calls that were under way will not come back to the return handler. */
-	for (i = 0; i < CALLS_MAX; i++) {
-		if (memfail.call[i].draft)
-			hwerr_draft_put(memfail.call[i].draft);
-		memfail.call[i].draft = NULL;
-		memfail.call[i].task = NULL;
-	}
+	for (i = 0; i < CALLS_MAX; i++)
+		memfail_end(&memfail.call[i]);
 }
 
 static bool was_seen(unsigned long pfn)

@@ -59,7 +59,9 @@
  * sees a record only if it hits the process that opened the file: not a child
  * that inherited it, so open it after daemon(3). Records whose owners could not be
  * determined are not among them. A file that a privileged process passes on
- * keeps that process's scope and rights. Of a record that hits it, the reader
+ * keeps that process's scope and rights. While the opener's process may more than the
+ * opener might (it has executed a set-uid program, say), others who have the file
+ * get EPERM from read(2), HWERR_IOC_GUARD and HWERR_IOC_STOP. Of a record that hits it, the reader
  * sees the header, the PCI and VCPU info and its own GUEST and TASK infos;
  * @cpu is -1, HWERR_F_REDACTED is set and no host-physical address is in it (nor
  * another process's STOP info; the header log of PCI).

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -103,6 +105,54 @@ def test_a_user_namespace_gives_no_right(publisher: h.Device) -> None:
     code = "import hwerr_notify as h; h.open(publish=True).publish(h.build(severity=h.Severity.INFO))"
     status, _, err = run(*inside, "sh", "-c", f'exec python -c "{code}" 2>&1 | grep PermissionError >&2')
     assert "PermissionError" in err
+
+
+# A process that opens the device and becomes another program; its child keeps the file.
+BECOMES = """
+import os, sys
+import hwerr_notify as h
+os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
+device = h.open()
+device.read_nonblocking()
+# Closed by the exec.
+reading, writing = os.pipe()
+parent = os.getpid()
+if os.fork():
+    os.execv(sys.argv[1], [sys.argv[1], "1000"])
+os.close(writing)
+os.read(reading, 1)
+fd = os.pidfd_open(parent)
+for act in (device.read_nonblocking, lambda: device.guard(fd, h.Severity.FATAL), lambda: device.stop(fd)):
+    try:
+        act()
+        print("done")
+    except OSError as error:
+        print(type(error).__name__)
+os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.parametrize(
+    ("mode", "said"), [(0o755, ["done", "done", "OSError"]), (0o4755, ["PermissionError"] * 3)]
+)
+def test_a_set_uid_program_is_not_its_callers(mode: int, said: list[str], tmp_path: Path) -> None:
+    """Who kept the file of a process that is now more than he learns nothing of it, and cannot stop it."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=0755", "none", tmp_path], check=True)
+    try:
+        program = tmp_path / "sleep"
+        shutil.copy("/bin/sleep", program)
+        program.chmod(mode)
+        process = subprocess.Popen(
+            [sys.executable, "-c", BECOMES, program], stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        assert [process.stdout.readline().strip() for _ in said] == said
+        with h.open() as device:
+            assert [g.pid for g in device.guards()] == ([] if mode & 0o4000 else [process.pid])
+        process.kill()
+        process.communicate()
+    finally:
+        subprocess.run(["umount", "-l", tmp_path], check=True)
 
 
 # Has not been seen to its end.
