@@ -10,6 +10,7 @@ from typing import Any, Literal
 from ..enums import Flags, Severity, Source
 from ..event import Event, Guest
 from .policy import Layer, Threshold, VmPolicy
+from .process import Process
 
 __all__ = ["Corrected", "decide", "layer_of", "of_qmp", "poisoned"]
 
@@ -86,12 +87,14 @@ class Corrected:
 
     def add(self, event: Event, guest: Guest, policy: VmPolicy) -> Exceeded | None:
         """Takes an event into account; the first threshold that it makes full. Uses the event's own clock."""
-        # One that another record told before is the same error, once more.
-        if event.severity != Severity.CORRECTED or event.flags & Flags.LINKED:
+        if event.severity != Severity.CORRECTED:
             return None
+        found: Exceeded | None = None
         for n, threshold in enumerate(policy.degraded):
             unit = self._unit(event, guest, threshold)
-            if unit is None:
+            # One that another record told before is the same error, once more. Which DIMM it is, though, only
+            # EDAC knows, whose record comes after that of the machine check and is linked to it.
+            if unit is None or (event.flags & Flags.LINKED and threshold.per != "dimm"):
                 continue
             key = guest.pid, guest.start_ns, n, unit
             window = self._seen.setdefault(key, deque())
@@ -103,12 +106,19 @@ class Corrected:
             # A record stands for many errors, so what a window holds is bounded by the threshold.
             while len(window) > threshold.errors:
                 window.popleft()
-            if (errors := sum(count for _, count in window)) >= threshold.errors:
+            # The others count it, too: what they find full is told with the next one.
+            errors = sum(count for _, count in window)
+            if found is None and errors >= threshold.errors:
                 window.clear()
-                return Exceeded(threshold, unit, errors)
+                found = Exceeded(threshold, unit, errors)
         while len(self._seen) > _REMEMBERED:
             self._seen.popitem(last=False)
-        return None
+        return found
+
+    def forget(self, process: Process) -> None:
+        """Begins anew for that VM."""
+        for key in [k for k in self._seen if process.is_of(k[0], k[1])]:
+            del self._seen[key]
 
     @staticmethod
     def _unit(event: Event, guest: Guest, threshold: Threshold) -> str | None:
