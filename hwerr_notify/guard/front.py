@@ -4,7 +4,7 @@
 Whatever clients send goes to QEMU and comes back, so that what uses QMP goes on as
 before. It adds two events, HARDWARE_ERROR and GUEST_FROZEN, and tells the truth of a
 frozen guest: its status is "frozen", and commands that could run it, reset it, take its disks back or end
-it are refused. What only looks goes on.
+it are refused. What only looks goes on; while memory of it is poisoned, what is known to leave that alone.
 
 Not passed on: file descriptors (getfd, add-fd), which one connection would mix up.
 """
@@ -45,6 +45,9 @@ _LOOKS = frozenset(
     }
 )  # fmt: skip
 _HMP_LOOKS = re.compile(r"\s*(info|help|print|p|gpa2hva|gva2gpa)\b")
+# Of a guest with poisoned memory: what is known not to read any of it inside QEMU. Others do, by the guest's
+# page tables or its queues, or for a picture of its screen.
+_HMP_NO_MEMORY = re.compile(r"\s*info\s+(registers|block|network|status|version|chardev|cpus)(?![^\s])")
 # These read the guest's memory inside QEMU, which a poisoned page would kill.
 _READS = frozenset({"dump-guest-memory", "memsave", "pmemsave"})
 _HMP_READS = re.compile(r"\s*(x|xp|memsave|pmemsave|dump-guest-memory)\b")
@@ -56,10 +59,12 @@ def harmless(command: str, arguments: Any, poisoned: bool) -> bool:
         line = arguments.get("command-line") if isinstance(arguments, dict) else None
         if not isinstance(line, str):
             return False
-        return bool(_HMP_LOOKS.match(line)) or (not poisoned and bool(_HMP_READS.match(line)))
-    if command in _READS:
-        return not poisoned
-    return command.startswith(("query-", "x-query-")) or command in _LOOKS
+        if poisoned:
+            return bool(_HMP_NO_MEMORY.match(line))
+        return bool(_HMP_LOOKS.match(line) or _HMP_READS.match(line))
+    if poisoned:
+        return command.startswith("query-")
+    return command.startswith(("query-", "x-query-")) or command in _LOOKS or command in _READS
 
 
 def _takes_long(command: str, arguments: Any) -> bool:
@@ -238,7 +243,7 @@ class Front:
             )
             client.send(_error(request, "GenericError", text))
             return
-        if command == "query-status" and incident is not None and incident.state == "frozen":
+        if command == "query-status" and incident is not None and _is_frozen(incident):
             # Known, and asked whether QEMU answers or not.
             client.send(_reply(request, {"running": False, **_frozen(incident)}))
             return
@@ -257,7 +262,7 @@ class Front:
         if command == "query-status":
             # It may have been frozen meanwhile. And an answer that is nonsense does not matter then.
             now = self.guard.incidents.get(self.vm.incident or "")
-            if now is not None and now.state == "frozen":
+            if now is not None and _is_frozen(now):
                 known = result if isinstance(result, dict) else {}
                 result = {**known, "running": False, **_frozen(now)}
         client.send(_reply(request, result))
@@ -273,6 +278,11 @@ class Front:
                     self._waits.discard(wait)
         except TimeoutError:
             raise MonitorError(f"QEMU did not answer {command} in time: it is frozen") from None
+
+
+def _is_frozen(incident: Incident) -> bool:
+    """FROZEN, also while its process is being ended."""
+    return incident.state == "frozen" or (incident.state == "clearing" and bool(incident.frozen_ns))
 
 
 def _frozen(incident: Incident) -> dict[str, Any]:
