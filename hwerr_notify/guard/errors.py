@@ -3,11 +3,27 @@
 
 from __future__ import annotations
 
-__all__ = ["Fault", "GuardError", "MonitorError", "NobodyListensError", "Refused"]
+__all__ = [
+    "CannotBeginError",
+    "Fault",
+    "GuardError",
+    "MonitorError",
+    "NoSuchError",
+    "NobodyListensError",
+    "Refused",
+]
 
 
 class GuardError(Exception):
     """One line that says what is wrong and, where it can, what to do."""
+
+
+class CannotBeginError(GuardError):
+    """The daemon cannot begin here, now."""
+
+
+class NoSuchError(GuardError):
+    """There is no VM, or no incident, of that name."""
 
 
 class MonitorError(GuardError):

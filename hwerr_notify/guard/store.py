@@ -19,9 +19,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from .errors import GuardError
+from .errors import GuardError, NoSuchError
 
-__all__ = ["FINAL", "STEPS", "Incident", "Step", "Store", "create", "write_durably"]
+__all__ = ["FINAL", "STEPS", "Incident", "Step", "Store", "create", "no_such", "write_durably"]
 
 FORMAT = 1
 
@@ -32,7 +32,7 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]")
 STEPS = ("stop", "record", "release", "seal", "tell", "keep")
 FREEZING = STEPS[:4]
 
-State = Literal["freezing", "frozen", "failed", "gone", "cleared"]
+State = Literal["freezing", "frozen", "failed", "clearing", "gone", "cleared"]
 FINAL: frozenset[str] = frozenset({"gone", "cleared"})
 
 
@@ -106,6 +106,11 @@ class Incident:
         values["poison"] = tuple((a, b, c) for a, b, c in values["poison"])
         values["notes"] = tuple(values["notes"])
         return cls(**values)
+
+
+def no_such(incident_id: str) -> NoSuchError:
+    """For people."""
+    return NoSuchError(f"there is no incident {incident_id}: `hwerr-guard status --all` lists them")
 
 
 def create(path: Path) -> int:
@@ -194,7 +199,7 @@ class Store:
     def path(self, incident_id: str) -> Path:
         """Directory of an incident. GuardError for what cannot be an id."""
         if not _ID.fullmatch(incident_id):
-            raise GuardError(f"{incident_id!r} is no incident: `hwerr-guard status` lists them")
+            raise NoSuchError(f"{incident_id!r} is no incident: `hwerr-guard status --all` lists them")
         return self.incidents / incident_id
 
     def new_id(self, vm: str, pid: int) -> str:
@@ -235,11 +240,24 @@ class Store:
         try:
             return Incident.from_json(json.loads(path.read_bytes()))
         except FileNotFoundError:
-            raise GuardError(f"there is no incident {incident_id}: `hwerr-guard status` lists them") from None
+            raise no_such(incident_id) from None
         except OSError as error:
             raise GuardError(f"{path}: {error.strerror}") from None
         except (ValueError, KeyError, TypeError) as error:
             raise GuardError(f"{path} is damaged ({error}): move its directory away") from None
+
+    def remove(self, incident: Incident) -> None:
+        """The incident with all that is kept of it. Blocks. What cannot be removed stays."""
+        if incident.dump is not None:
+            with suppress(OSError):
+                os.unlink(incident.dump["path"])
+        # The record last: what has none is no incident.
+        home = self.path(incident.id)
+        for path in sorted(home.glob("*"), key=lambda p: p.name == "incident.json"):
+            with suppress(OSError):
+                path.unlink()
+        with suppress(OSError):
+            home.rmdir()
 
     def all(self) -> Iterator[Incident | GuardError]:
         """Oldest first; of one that cannot be read, why."""
