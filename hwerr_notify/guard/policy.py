@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal, TypeVar
 
 from ..enums import Kind, Severity
@@ -61,7 +61,9 @@ class VmPolicy:
     libvirt: str | None = None
     freeze_severity: Severity | None = Severity.RECOVERABLE
     freeze_kinds: frozenset[Kind] = frozenset()
-    freeze_on: frozenset[str] = frozenset(LAYERS)
+    # Not "panic" and "block": what is to blame for these may be wherever the guest goes, its own kernel or
+    # shared storage, and then it would be frozen on each node in turn.
+    freeze_on: frozenset[str] = frozenset({"hardware", "kvm"})
     tell_severity: Severity = Severity.DEFERRED
     degraded: tuple[Threshold, ...] = ()
     freeze_process: bool = False
@@ -69,6 +71,10 @@ class VmPolicy:
 
     def matches(self, name: str) -> bool:
         return fnmatchcase(name, self.name)
+
+    def reaches(self, where: str) -> bool:
+        """Whether its monitors are there: that socket, or that libvirt."""
+        return where == self.libvirt if self.qmp is None else PurePath(where).match(self.qmp)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,14 +94,15 @@ class Policy:
     dump_dir: Path | None = None
     dump_retain: int = 5
     dump_reserve: int = 256 << 20  # bytes
+    incidents_retain: int = 100
     hooks: tuple[Hook, ...] = ()
     pacemaker_resource: str | None = None
     metrics_file: Path | None = None
     metrics_socket: Path | None = None
 
-    def vm(self, name: str) -> VmPolicy | None:
-        """The first that matches."""
-        return next((v for v in self.vms if v.matches(name)), None)
+    def vm(self, name: str, where: str | None = None) -> VmPolicy | None:
+        """The first that matches, by the name and by where its monitor is, if that is known."""
+        return next((v for v in self.vms if v.matches(name) and (where is None or v.reaches(where))), None)
 
 
 # -- where in the file ---------------------------------------------------------
@@ -272,7 +279,15 @@ def _severity(value: Any) -> Severity:
 
 
 def _severity_or_never(value: Any) -> Severity | None:
-    return None if value == "never" else _severity(value)
+    if value == "never":
+        return None
+    found = _severity(value)
+    if found < Severity.DEFERRED:
+        raise ValueError(
+            f'{value!r} errors do no harm and never freeze: "deferred" or worse, or "never"; '
+            "for many of them there is [[vm.degraded]]"
+        )
+    return found
 
 
 def _argv(value: Any) -> tuple[str, ...]:
@@ -318,11 +333,23 @@ def _vm(table: _Table) -> VmPolicy:
     return found
 
 
-def _hook(table: _Table) -> Hook:
+def _hook(table: _Table, limits: dict[str, float]) -> Hook:
+    """`limits` of the steps: what runs in one and is cut off with it would not be known to have hung."""
+    on: frozenset[str] = table.take("on", frozenset(), _set_of(_OCCASIONS, "occasion"))
+    steps = {"release": "release", "frozen": "tell"}
+    within = {step: limits[step] for occasion, step in steps.items() if occasion in on}
+
+    def limit(value: Any) -> float:
+        seconds = _seconds(value)
+        for step, most in within.items():
+            if seconds >= most:
+                raise ValueError(f"must be less than limits.{step}, {most:g} s, within which it runs")
+        return seconds
+
     found = Hook(
         run=table.take("run", (), _argv),
-        on=table.take("on", frozenset(), _set_of(_OCCASIONS, "occasion")),
-        limit=table.take("limit", 5.0, _seconds),
+        on=on,
+        limit=table.take("limit", min([5.0, *(most / 2 for most in within.values())]), limit),
     )
     table.end()
     if not found.run or not found.on:
@@ -341,22 +368,25 @@ def parse(text: str, path: Path) -> Policy:
     default = Policy(path)
     top = _Table(path, text, data)
     limits, dump, pacemaker, metrics = (top.table(n) for n in ("limits", "dump", "pacemaker", "metrics"))
+    incidents = top.table("incidents")
+    steps = {step: limits.take(step, default.limits[step], _seconds) for step in STEPS}
     policy = Policy(
         path=path,
         state_dir=top.take("state_dir", default.state_dir, _path),
         run_dir=top.take("run_dir", default.run_dir, _path),
         vms=tuple(map(_vm, top.tables("vm"))),
-        limits={step: limits.take(step, default.limits[step], _seconds) for step in STEPS},
+        limits=steps,
         dump=dump.take("auto", default.dump, _flag),
         dump_dir=dump.take("dir", None, _path),
         dump_retain=dump.take("retain", default.dump_retain, _number),
         dump_reserve=dump.take("reserve", default.dump_reserve, _size),
-        hooks=tuple(map(_hook, top.tables("hook"))),
+        incidents_retain=incidents.take("retain", default.incidents_retain, _number),
+        hooks=tuple(_hook(table, steps) for table in top.tables("hook")),
         pacemaker_resource=pacemaker.take("resource", None, _text),
         metrics_file=metrics.take("file", None, _path),
         metrics_socket=metrics.take("socket", None, _path),
     )
-    for table in (limits, dump, pacemaker, metrics, top):
+    for table in (limits, dump, incidents, pacemaker, metrics, top):
         table.end()
     if not policy.vms:
         raise top.wrong(None, "it guards nothing: write [[vm]] with qmp = SOCKET or libvirt = URI")

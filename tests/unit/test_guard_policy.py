@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,30 @@ def test_the_whole() -> None:
     assert policy.vm("db1") is rest
 
 
+def test_defaults() -> None:
+    policy = parse(VM, PATH)
+    # What may go with the guest from node to node must be asked for.
+    assert policy.vms[0].freeze_on == {"hardware", "kvm"}
+    assert policy.incidents_retain == 100
+    text = "[limits]\ntell = 1\n[[hook]]\nrun = ['/x']\non = ['%s']\n"
+    assert parse(text % "frozen" + VM, PATH).hooks[0].limit == 0.5
+    assert parse(text % "gone" + VM, PATH).hooks[0].limit == 5.0
+
+
+def test_the_example_says_what_the_defaults_are() -> None:
+    """Also with all that it has as a comment."""
+    example = Path(__file__).resolve().parents[2] / "packaging/guard.toml"
+    text = example.read_text("utf-8")
+    plain = parse(text, example)
+    lines = (re.sub(r"^# (?=\[|\w+ = )", "", line) for line in text.splitlines() if "libvirt" not in line)
+    every = parse("\n".join(lines), example)
+    for name in ("freeze_severity", "freeze_on", "tell_severity", "freeze_process", "front"):
+        assert getattr(plain.vms[0], name) == getattr(every.vms[0], name), name
+    for name in ("limits", "dump_retain", "dump_reserve", "incidents_retain", "state_dir", "run_dir"):
+        assert getattr(plain, name) == getattr(every, name), name
+    assert "EVERY NODE IN TURN" in text
+
+
 def test_an_inline_threshold() -> None:
     policy = parse(VM + 'degraded = [{ errors = 10, per = "page", within = "24h" }]\n', PATH)
     assert policy.vms[0].degraded == (Threshold(10, 86400.0, "page"),)
@@ -79,6 +104,19 @@ def test_an_inline_threshold() -> None:
         ("", 1, "guards nothing"),
         (VM + 'freeze_severity = "recoverabel"\n', 3, "vm[1].freeze_severity: 'recoverabel' is no severity"),
         (VM + VM + "front = 1\n", 5, "vm[2].front: must be true or false"),
+        (VM + 'freeze_severity = "corrected"\n', 3, "vm[1].freeze_severity: 'corrected' errors do no harm"),
+        (VM + 'freeze_severity = "info"\n', 3, "vm[1].freeze_severity: 'info' errors do no harm"),
+        (
+            "[[hook]]\nrun = ['/x']\non = ['frozen']\nlimit = 10\n" + VM,
+            4,
+            "hook[1].limit: must be less than limits.tell, 10 s",
+        ),
+        (
+            "[[hook]]\nrun = ['/x']\non = ['gone', 'release']\nlimit = '2s'\n[limits]\nrelease = 2\n" + VM,
+            4,
+            "hook[1].limit: must be less than limits.release, 2 s",
+        ),
+        ("[incidents]\nretain = 0\n" + VM, 2, "incidents.retain: must be a whole number from 1"),
         (VM + 'colour = "red"\n', 3, "vm[1].colour: there is no such key here"),
         ("[[vm]]\nname = 'x'\n", 1, "vm[1]: say how to reach its monitor"),
         ("[[vm]]\nqmp = 'run/x'\n", 2, "vm[1].qmp: 'run/x' must be an absolute path"),

@@ -300,7 +300,7 @@ def test_a_guest_that_cannot_go_on(home: Path, what: str) -> None:
             stack.callback(probe.unload)
             stack.callback(service.stop)
         guest = stack.enter_context(Guest.start(guest_config("web1", home, *extra, code=f"later-{code}")))
-        daemon = stack.enter_context(Daemon(home))
+        daemon = stack.enter_context(Daemon(home, vm='freeze_on = ["kvm", "block", "panic"]'))
         events = stack.enter_context(daemon.follow())
         hva = guest.gpa2hva(COUNTER_GPA)
         guest.go()
