@@ -158,6 +158,8 @@ def test_a_frozen_guest(agent: Agent) -> None:
     status, said = agent("start")
     assert status == PERM
     assert "hwerr-guard clear 20260102-x" in said
+    # Without that the cluster would not try this node again.
+    assert "crm_resource --cleanup --resource vm" in said
 
 
 def test_a_marker_of_another_process_counts_for_nothing(agent: Agent) -> None:
@@ -383,6 +385,40 @@ def test_a_script_that_is_not_there_or_fails(tmp_path: Path) -> None:
     assert agent("monitor", OCF_RESKEY_script=str(script))[0] == GENERIC
     assert agent("stop", OCF_RESKEY_script=str(script))[0] == GENERIC
     assert agent("start", OCF_RESKEY_script=str(script))[0] == GENERIC
+
+
+@pytest.mark.parametrize(
+    ("text", "fits"),
+    [
+        ("<domain>\n  <name>web1</name></domain>", True),
+        ("<domain><name>db1</name></domain>", False),
+        ("<!-- <name>db1</name>\n<name>db2</name> --><domain><name>web1</name></domain>", True),
+        ("<domain><name>web1</name><metadata><name>db1</name></metadata></domain>", True),
+        ("<domain/>", True),
+        (None, True),
+    ],
+)
+def test_the_name_is_that_of_the_domain(tmp_path: Path, text: str | None, fits: bool) -> None:
+    """A freeze is marked under the domain's name: under another it would not be seen."""
+    agent = Agent(tmp_path, by="config")
+    if text is not None:
+        (tmp_path / "web1.xml").write_text(text, "utf-8")
+    status, said = agent("validate-all")
+    assert status == (SUCCESS if fits else CONFIGURED)
+    assert ("db1" in said) is not fits
+    status, _ = agent("start")
+    assert status == (SUCCESS if fits else CONFIGURED)
+    # A stop does not fail for it, nor is what runs taken for something else.
+    assert agent("stop")[0] == SUCCESS
+    assert agent("monitor")[0] == NOT_RUNNING
+
+
+def test_a_name_with_what_xml_writes_otherwise(tmp_path: Path) -> None:
+    agent = Agent(tmp_path, "a&b<'\">", by="config")
+    (tmp_path / "web1.xml").write_text("<name>a&amp;b&lt;&apos;&quot;&gt;</name>", "utf-8")
+    assert agent("validate-all")[0] == SUCCESS
+    (tmp_path / "web1.xml").write_text("<name>a&amp;lt;</name>", "utf-8")
+    assert agent("validate-all", OCF_RESKEY_name="a&lt;")[0] == SUCCESS
 
 
 def test_parameters(agent: Agent) -> None:
