@@ -11,6 +11,7 @@ import os
 import re
 from contextlib import suppress
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,26 @@ from .errors import Fault, Refused
 from .monitor import Monitor, hmp, together
 from .process import SYSFS, Process
 
-__all__ = ["backends", "dma_is_stopped", "get_ready", "release_backends", "release_taps", "stop_dma"]
+__all__ = [
+    "backends",
+    "dma_is_stopped",
+    "get_ready",
+    "missing",
+    "release_backends",
+    "release_taps",
+    "stop_dma",
+]
 
 # PCI Local Bus 3.0, 6.2.2: Command register, Bus Master bit.
 _PCI_COMMAND, _PCI_MASTER = 4, 1 << 2
 _BACKEND = re.compile(r"^(?: \\ )?(\S+): index=\d+,type=(?!nic\b)", re.M)
+
+
+def missing() -> str | None:
+    """Why taps cannot be taken down, None if they can."""
+    if find_spec("pyroute2") is None:
+        return "taps cannot be taken down: install the Python package pyroute2"
+    return None
 
 
 def get_ready() -> None:
@@ -55,7 +71,10 @@ async def _release_backend(monitor: Monitor, name: str) -> bool:
 
 
 def _release_taps(names: list[str]) -> list[str]:
-    from pyroute2 import IPRoute, NetlinkError
+    try:
+        from pyroute2 import IPRoute, NetlinkError
+    except ImportError as error:
+        raise Fault(f"taps cannot be taken down: {error}: install the Python package pyroute2") from None
 
     changed, failed = [], []
     with IPRoute() as ip:

@@ -157,6 +157,7 @@ class Sealer:
         if whole or not by_lsm:
             try:
                 await asyncio.to_thread(self.freezer.freeze, process, limit)
+                fault_point("after-freezer")
             except Fault as error:
                 reason = f"KVM_RUN is not refused ({why}), and " if why else ""
                 raise Fault(f"{reason}the process cannot be frozen: {error}") from None

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -24,7 +25,7 @@ from typing import Any
 
 from . import disks, layout, net
 from .dump import Dumped, write_core
-from .errors import Fault, GuardError, MonitorError
+from .errors import Fault, GuardError, MonitorError, Refused
 from .fault import fault_point
 from .kernel import KernelGuard
 from .monitor import Monitor, together
@@ -34,7 +35,9 @@ from .seal import Sealer
 from .store import FREEZING, Incident, Step, Store, write_durably
 from .vm import Machine, Vm, describe, look
 
-__all__ = ["Steps", "in_event_path"]
+__all__ = ["Steps", "a_bug", "core_path", "in_event_path", "lost_monitor"]
+
+log = logging.getLogger("hwerr-guard")
 
 ReleaseHooks = Callable[[Vm, Incident], Any]
 
@@ -51,6 +54,21 @@ _ENDS_WITHIN = 1.0
 _NONSENSE = (KeyError, TypeError, ValueError, AttributeError, IndexError)
 
 
+# Those that a monitor is needed for from their beginning. A stop is the kernel's first.
+_TALKS = frozenset({"record", "release"})
+
+
+def a_bug(error: Exception) -> str:
+    """What nobody has thought of, for people. The log has all of it."""
+    return f"a bug: {type(error).__name__}: {error}"
+
+
+def lost_monitor(incident: Incident) -> bool:
+    """Whether it failed because QEMU's monitor was away."""
+    failed = (step for step in incident.steps.values() if step.state == "failed")
+    return incident.state == "failed" and any(step.facts.get("monitor") == "lost" for step in failed)
+
+
 def in_event_path(cause: dict[str, Any], process: Process) -> int | None:
     """When (CLOCK_MONOTONIC, ns) the kernel stopped the process's guests before the cause's record could be
     read, as that record says; None if it did not."""
@@ -59,6 +77,13 @@ def in_event_path(cause: dict[str, Any], process: Process) -> int | None:
     if not flagged or "seq" not in cause:
         return None
     return int(mine[0]["time_mono_ns"] if mine else cause["time_mono_ns"])
+
+
+def core_path(policy: Policy, store: Store, incident_id: str) -> Path:
+    """Where the dump of an incident is."""
+    if policy.dump_dir is None:
+        return store.path(incident_id) / "memory.core"
+    return policy.dump_dir / f"{incident_id}.core"
 
 
 class Steps:
@@ -88,6 +113,9 @@ class Steps:
             if isinstance(error, TimeoutError):
                 raise Fault(f"{self.store.root} did not take the record in time") from None
             raise Fault(f"{error.filename or self.store.root}: {error.strerror}") from None
+        except Exception as error:
+            log.exception("incident %s cannot be saved", incident.id)
+            raise Fault(a_bug(error)) from None
         self.saved.add(incident.id)
         return incident
 
@@ -104,6 +132,7 @@ class Steps:
         begun = None if known else asyncio.ensure_future(self.save(incident))
         steps = {"stop": self._stop, "record": self._record, "release": self._release, "seal": self._seal}
         failed = False
+        step = Step("failed", 0, 0)
         for name in FREEZING:
             # A stop is made sure of whenever the work is taken up.
             if (incident.done(name) and name != "stop") or (failed and name != "seal"):
@@ -113,13 +142,11 @@ class Steps:
             fault_point(f"before-{name}")
             try:
                 async with asyncio.timeout(self.policy.limits[name]):
+                    if name in _TALKS:
+                        await self._talk(vm, step)
                     step = await steps[name](vm, incident, began)
-            except TimeoutError:
-                step = self._failed(began, f"not done within {self.policy.limits[name]:g} s")
-            except (GuardError, OSError) as error:
-                step = self._failed(began, str(error))
-            except _NONSENSE as error:
-                step = self._failed(began, f"QEMU's answers make no sense ({error!r})")
+            except Exception as error:
+                step = self._failed_by(vm, name, began, error)
             if step.state == "failed" or not incident.done(name):
                 incident = incident.with_step(name, step)
             failed = failed or step.state == "failed"
@@ -135,7 +162,7 @@ class Steps:
                 return await self._gone(incident)
         if not failed:
             try:
-                await self._verify(vm, incident)
+                await self._verify_in_time(vm, incident)
                 now = time.time_ns()
                 incident = replace(
                     self.latest(incident), state="frozen", frozen_ns=now, frozen_mono_ns=time.monotonic_ns()
@@ -143,11 +170,10 @@ class Steps:
                 await self.save(incident)
                 fault_point("after-seal")
                 return incident
-            except (GuardError, OSError) as error:
+            except Exception as error:
                 if not vm.process.alive():
                     return await self._gone(incident)
-                seal = replace(incident.steps["seal"], state="failed", detail=str(error))
-                incident = incident.with_step("seal", seal)
+                incident = self._unsealed(incident, error)
         return await self._save_anyway(replace(incident, state="failed", frozen_ns=0, frozen_mono_ns=0))
 
     async def confirm(self, vm: Vm, incident: Incident) -> Incident:
@@ -158,13 +184,22 @@ class Steps:
         try:
             if not self.sealer.holds(vm.process, incident.steps["seal"].facts):
                 incident = await self._seal_again(vm, incident)
-            await self._verify(vm, incident)
-        except (GuardError, OSError) as error:
+            await self._verify_in_time(vm, incident)
+        except Exception as error:
             if not vm.process.alive():
                 return await self._gone(incident)
-            seal = replace(incident.steps["seal"], state="failed", detail=str(error))
-            return await self._save_anyway(replace(incident.with_step("seal", seal), state="failed"))
+            return await self._save_anyway(replace(self._unsealed(incident, error), state="failed"))
         return incident
+
+    @staticmethod
+    def _unsealed(incident: Incident, error: Exception) -> Incident:
+        """What was called sealed, and is not, or is not known to be."""
+        why = str(error)
+        if not isinstance(error, GuardError | OSError):
+            log.error("incident %s: the last look failed", incident.id, exc_info=error)
+            why = a_bug(error)
+        seal = incident.steps.get("seal", Step("failed", 0, 0))
+        return incident.with_step("seal", replace(seal, state="failed", detail=why))
 
     async def _seal_again(self, vm: Vm, incident: Incident) -> Incident:
         """Fault, OSError if it cannot be."""
@@ -187,6 +222,31 @@ class Steps:
     @staticmethod
     def _failed(began: int, why: str) -> Step:
         return Step("failed", began, time.time_ns(), why)
+
+    def _failed_by(self, vm: Vm, name: str, began: int, error: Exception) -> Step:
+        """Of what nobody has thought of, too: the incident goes on as with any step that fails."""
+        lost = isinstance(error, MonitorError) and not isinstance(error, Refused)
+        if isinstance(error, TimeoutError):
+            why = f"not done within {self.policy.limits[name]:g} s"
+            if lost := not vm.connected:
+                why += ", in which QEMU's monitor was not connected"
+        elif isinstance(error, GuardError | OSError):
+            why = str(error)
+        elif isinstance(error, _NONSENSE):
+            why = f"QEMU's answers make no sense ({error!r})"
+            log.error("VM %s: %s: %s", vm.name, name, why, exc_info=error)
+        else:
+            why = a_bug(error)
+            log.error("VM %s: %s: %s", vm.name, name, why, exc_info=error)
+        step = self._failed(began, why)
+        return replace(step, facts={"monitor": "lost"}) if lost else step
+
+    async def _talk(self, vm: Vm, before: Step) -> None:
+        """Waits for a monitor that is away, and then for QEMU to stop what it could not be told to before."""
+        if vm.connected and "monitor" not in before.facts:
+            return
+        await vm.await_monitor()
+        await self._stop_qemu(vm, by_kernel=True)
 
     async def _keep_going(self, vm: Vm, incident: Incident, name: str, failed: bool) -> tuple[Incident, bool]:
         """Saves a step; one that cannot be saved has failed."""
@@ -212,6 +272,10 @@ class Steps:
 
     async def _stop(self, vm: Vm, incident: Incident, began: int) -> Step:
         facts: dict[str, Any] = {}
+        if incident.done("release") and self.sealer.freezer.frozen(vm.process):
+            # The weaker seal of an earlier run: nothing in it runs, and its monitor says nothing.
+            self.kernel.stop(vm.process)
+            return Step("done", began, time.time_ns(), "frozen already, with its process")
         if not incident.done("release"):
             # An earlier try may have had no other seal, and what is to be released must answer.
             self.sealer.freezer.thaw(vm.process)
@@ -233,7 +297,7 @@ class Steps:
         except (MonitorError, TimeoutError) as error:
             why = str(error) or "QEMU's monitor does not answer"
             if not by_kernel:
-                raise Fault(why) from None
+                raise MonitorError(why) from None
             facts["monitor"] = why
         await self._out_of_guest(vm, stopped=by_kernel)
         return Step("done", began, time.time_ns(), how, facts)
@@ -241,6 +305,7 @@ class Steps:
     @staticmethod
     async def _stop_qemu(vm: Vm, by_kernel: bool) -> str:
         """QEMU's run state when it has stopped its devices, too. Fault, MonitorError."""
+        await vm.await_monitor()
         monitor = vm.need_monitor()
         if by_kernel:
             # QEMU finds out by itself, and remembers that the guest must not go on. But not while all
@@ -372,6 +437,15 @@ class Steps:
         facts = {"weaker": sealed.weaker, "process": sealed.process}
         return Step("weaker" if sealed.weaker else "done", began, time.time_ns(), sealed.how, facts)
 
+    async def _verify_in_time(self, vm: Vm, incident: Incident) -> None:
+        """`_verify`, within the time that the seal has: an image on a server that is dead does not answer."""
+        limit = self.policy.limits["seal"]
+        try:
+            async with asyncio.timeout(limit):
+                await self._verify(vm, incident)
+        except TimeoutError:
+            raise Fault(f"what was released could not be looked at again within {limit:g} s") from None
+
     async def _verify(self, vm: Vm, incident: Incident) -> None:
         """What FROZEN says, looked at again, all of it after the seal. Fault if something does not hold."""
         if not self.sealer.holds(vm.process, incident.steps["seal"].facts):
@@ -403,8 +477,11 @@ class Steps:
             kept += f", {len(dumped.skipped)} ranges skipped" if dumped.skipped else ""
             step = Step("done", began, time.time_ns(), kept)
             incident = replace(incident, dump=dumped.to_json())
-        except (GuardError, OSError, *_NONSENSE) as error:
+        except (GuardError, OSError) as error:
             step = self._failed(began, str(error) or repr(error))
+        except Exception as error:
+            log.exception("VM %s: dump", vm.name)
+            step = self._failed(began, a_bug(error))
         finally:
             vm.progress = None
         return await self._save_anyway(incident.with_step("keep", step))
@@ -445,12 +522,11 @@ class Steps:
 
     def _before_core(self, incident: Incident) -> tuple[Path, list[layout.Registers]]:
         """Where the core goes, and the registers that were recorded. Its disk may block."""
-        home, own = self.policy.dump_dir, self.store.path(incident.id)
+        own, core = self.store.path(incident.id), core_path(self.policy, self.store, incident.id)
         try:
             cpus = list(layout.parse_registers(json.loads((own / "record.json").read_bytes())["registers"]))
         except FileNotFoundError:
             cpus = []
-        if home is None:
-            return own / "memory.core", cpus
-        home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return home / f"{incident.id}.core", cpus
+        if core.parent != own:
+            core.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return core, cpus

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import shutil
 import signal
@@ -23,6 +24,8 @@ from .policy import Hook, Policy
 from .process import Process
 
 __all__ = ["CLUSTER_TOOLS", "Teller", "marker", "run_program"]
+
+log = logging.getLogger("hwerr-guard")
 
 # Pacemaker's programs that tell it that a guest is FROZEN.
 CLUSTER_TOOLS = ("cibadmin", "attrd_updater", "crm_node", "crm_resource")
@@ -119,6 +122,17 @@ class Teller:
         except OSError as error:
             raise Fault(f"{path}: {error.strerror}") from None
 
+    def reason(self, what: str, vm: str, facts: dict[str, Any]) -> str | None:
+        """Why the marker says so of the process that `facts` name; None if there is no such marker."""
+        path = marker(self.policy.run_dir, what, vm)
+        if _owner(path) != _identity(facts):
+            return None
+        try:
+            said = json.loads(path.read_bytes()).get("reason")
+        except (OSError, ValueError, AttributeError):
+            return None
+        return said if isinstance(said, str) else "said by an earlier run"
+
     def unmark(self, what: str, vm: str, facts: dict[str, Any]) -> None:
         """Removes the marker, if it is of the process that `facts` name. Not an error if there is none."""
         path = marker(self.policy.run_dir, what, vm)
@@ -141,10 +155,17 @@ class Teller:
     async def _all(jobs: list[Any]) -> list[str]:
         """What failed, in the order of the jobs."""
         results = await asyncio.gather(*jobs, return_exceptions=True)
+        failed = []
         for result in results:
-            if isinstance(result, BaseException) and not isinstance(result, Fault):
+            if isinstance(result, Fault):
+                failed.append(str(result))
+            elif isinstance(result, Exception):
+                # One that nobody has thought of does not end what is told others.
+                log.error("telling", exc_info=result)
+                failed.append(f"a bug: {type(result).__name__}: {result}")
+            elif isinstance(result, BaseException):
                 raise result
-        return [str(result) for result in results if isinstance(result, Fault)]
+        return failed
 
     async def push(self, vm: str, incident: str, late: bool = False) -> list[str]:
         """That it is FROZEN, to the cluster, if the policy has one: what failed, in the programs' order.

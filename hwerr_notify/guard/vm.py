@@ -93,16 +93,31 @@ class Vm:
     # What is being done with it; one thing at a time.
     work: asyncio.Task[None] | None = None
     progress: tuple[int, int] | None = None
+    # Set when a monitor was connected.
+    reconnected: asyncio.Event = field(default_factory=asyncio.Event)
+    # Set when its process has ended, and what that asks for is done.
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def key(self) -> tuple[int, int]:
         return self.process.pid, self.process.start_ticks
+
+    @property
+    def connected(self) -> bool:
+        """Whether it has a monitor now."""
+        return self.monitor is not None and not self.monitor.closed.is_set()
 
     def need_monitor(self) -> Monitor:
         """MonitorError if there is none."""
         if self.monitor is None or self.monitor.closed.is_set():
             raise MonitorError("QEMU's monitor is not connected")
         return self.monitor
+
+    async def await_monitor(self) -> None:
+        """Until there is one: what is away for a moment is connected again. The caller's time limits it."""
+        while not self.connected:
+            self.reconnected.clear()
+            await self.reconnected.wait()
 
     async def status(self, limit: float = 5.0) -> str:
         """QEMU's own run state. MonitorError."""
