@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import time
 from collections.abc import AsyncIterator
@@ -17,14 +18,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import GuardError
+from .errors import GuardError, NoSuchError
+from .steps import a_bug
 
 if TYPE_CHECKING:
     from .daemon import Guard
 
-__all__ = ["EXIT_NOT_FROZEN", "Control"]
+__all__ = ["EXIT_NOT_FROZEN", "EXIT_NO_SUCH", "Control"]
 
+EXIT_NO_SUCH = 3
 EXIT_NOT_FROZEN = 7
+
+log = logging.getLogger("hwerr-guard")
 
 
 class Control:
@@ -71,8 +76,13 @@ class Control:
                         continue
                     writer.write(json.dumps({"line": line}).encode() + b"\n")
                     await writer.drain()
+            except NoSuchError as problem:
+                status, error = EXIT_NO_SUCH, str(problem)
             except GuardError as problem:
                 status, error = 1, str(problem)
+            except Exception as problem:
+                log.exception("control: %s", request)
+                status, error = 1, a_bug(problem)
             writer.write(json.dumps({"end": {"status": status, "error": error}}).encode() + b"\n")
             await writer.drain()
         except (ConnectionError, ValueError, RecursionError):
@@ -95,7 +105,7 @@ class Control:
             case "dump":
                 return self._dump(name)
             case "clear":
-                return self._clear(name)
+                return self._undegrade(name) if request.get("degraded") else self._clear(name)
         raise GuardError(f"there is no verb {request.get('verb')!r}")
 
     async def _status(self) -> AsyncIterator[Any]:
@@ -113,8 +123,11 @@ class Control:
             ).id
         queue = self.guard.subscribe()
         try:
-            while self.guard.incidents[incident_id].state == "freezing":
-                await queue.get()
+            while self.guard.incidents[incident_id].state == "freezing" and vm.work and not vm.work.done():
+                told = asyncio.ensure_future(queue.get())
+                await asyncio.wait([told, vm.work], return_when=asyncio.FIRST_COMPLETED)
+                if not told.cancel() and told.result() is None:
+                    queue = self.guard.subscribe()
         finally:
             self.guard.subscribers.discard(queue)
         incident = self.guard.incidents[incident_id]
@@ -149,6 +162,11 @@ class Control:
         if step.state == "failed":
             raise GuardError(step.detail)
         yield guard.incidents[incident.id].dump
+
+    async def _undegrade(self, name: str) -> AsyncIterator[Any]:
+        vm = self.guard.find(name)
+        self.guard.undegrade(vm)
+        yield {"vm": vm.name}
 
     async def _clear(self, name: str) -> AsyncIterator[Any]:
         incident = await self.guard.clear(name)

@@ -34,7 +34,7 @@ from ..names import qemu_identity
 from . import decide, net
 from .control import Control
 from .cursor import Cursor
-from .errors import Fault, GuardError, MonitorError, NobodyListensError
+from .errors import CannotBeginError, Fault, GuardError, MonitorError, NobodyListensError, NoSuchError
 from .fault import fault_point
 from .front import Front
 from .inotify import DirectoryWatch
@@ -45,8 +45,8 @@ from .notify import notify, watchdog_interval
 from .policy import Policy, VmPolicy
 from .process import TICK_NS, Process
 from .seal import Sealer
-from .steps import Steps, in_event_path
-from .store import Incident, Step, Store
+from .steps import Steps, a_bug, core_path, in_event_path, lost_monitor
+from .store import Incident, Step, Store, no_such
 from .tell import Teller
 from .threads import Threads
 from .vm import Machine, Vm, identity, look, safe_name
@@ -70,6 +70,10 @@ _RECORD_WITHIN = 3.0
 
 # How long the first try at all monitors may hold up the start, seconds.
 _FIRST_TRY = 5.0
+
+# How long a process that was killed may take to end before an operator is told that it does not, seconds. A
+# large guest's memory is given back in that time.
+_ENDS_WITHIN = 30.0
 
 # Threads for what blocks, made as they are needed. One that looks at a file on a dead server, or writes to
 # a disk that does not answer, does not come back: others must be left.
@@ -118,19 +122,34 @@ class Guard:
         self._tried: dict[str, asyncio.Event] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._libvirts: list[Any] = []
+        self._stop = asyncio.Event()
+        self._reading: asyncio.Task[Any] | None = None
+        self._device_watch: DirectoryWatch | None = None
+        # Why no errors are read, None if they are.
+        self.why_deaf: str | None = f"{device}: not looked at"
+        # Set, and replaced, to have monitors that are away tried at once.
+        self._hurry = asyncio.Event()
+        # Incidents that were tried once more when their monitor was there again.
+        self._again: set[str] = set()
         self._cluster: dict[str, asyncio.Lock] = {}
 
     # -- life ------------------------------------------------------------------
 
     async def run(self) -> None:
-        """GuardError if it cannot begin; what goes wrong later is told, and it goes on."""
+        """CannotBeginError; what goes wrong later is told, and it goes on.
+
+        GuardError if it cannot read errors any more.
+        """
         # Threads here do little but wait for the kernel; the one that talks to QEMU must not wait for them.
         sys.setswitchinterval(_SWITCH)
-        self._prepare()
         control = Control(self, self.policy.run_dir / "control")
-        await control.start()
-        watch = DirectoryWatch(self._scan)
-        stop = asyncio.Event()
+        try:
+            self._prepare()
+            await control.start()
+            watch = DirectoryWatch(self._scan)
+        except GuardError as error:
+            raise CannotBeginError(str(error)) from None
+        stop = self._stop
         loop = asyncio.get_running_loop()
         loop.set_default_executor(threads := Threads(_THREADS, "hwerr-guard"))
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -143,20 +162,22 @@ class Guard:
             _rehearse()
             gc.collect()
             gc.freeze()
-            reading = self.spawn(self._read_events())
+            self._listen()
             self.spawn(self.cursor.keep(self._done))
             self.spawn(self._watchdog())
             await self.metrics.start()
-            notify("READY=1")
+            notify(f"READY=1\nSTATUS={self._hears()}")
             log.info("guarding %d VMs", len(self.vms))
-            reading.add_done_callback(lambda task: stop.set() if _failed(task) else None)
             await stop.wait()
-            if _failed(reading):
+            reading = self._reading
+            if reading is not None and _failed(reading):
                 # Whoever started it starts it again; it would be deaf.
                 raise GuardError(f"{self.device_path}: no more errors can be read: {reading.exception()!r}")
         finally:
             notify("STOPPING=1")
             watch.close()
+            if self._device_watch is not None:
+                self._device_watch.close()
             await self.metrics.close()
             await control.close()
             await self._end()
@@ -168,20 +189,74 @@ class Guard:
         except OSError as error:
             raise GuardError(f"{self.policy.run_dir}: {error.strerror}: name a writable run_dir") from None
         try:
+            self._open_device()
+        except OSError:
+            log.error("%s: no hardware errors are seen until it is there", self.why_deaf)
+        if (reason := self.kernel.missing()) and self.device is not None:
+            log.warning("VMs are stopped through QEMU, not in the event path: %s", reason)
+        self.sealer.open()
+        if self.sealer.why_weaker:
+            log.warning("weaker seal, the cgroup freezer: %s", self.sealer.why_weaker)
+        if reason := net.missing():
+            log.error("a guest with a network cannot be FROZEN: %s", reason)
+
+    def _open_device(self) -> None:
+        """Errors are seen from here on. OSError; GuardError if it shows this process's own only."""
+        try:
             self.device = hwerr.open(self.device_path, module=True, names=False)
             if self.device.info().scope != "all":
                 raise GuardError(f"{self.device_path}: not permitted: run as root (CAP_SYS_ADMIN)")
             # From before any VM is looked at: what comes in between is not missed.
             self._events = self._open_events(self.cursor.since(self.device))
-        except OSError as error:
-            log.warning("%s: %s: no hardware errors will be seen", self.device_path, error.strerror)
+            self.why_deaf = None
+        except BaseException as error:
+            if self.device is not None:
+                self.device.close()
             self.device = None
-        self.kernel = self.steps.kernel = KernelGuard(self.device)
-        if reason := self.kernel.missing():
-            log.warning("VMs are stopped through QEMU, not in the event path: %s", reason)
-        self.sealer.open()
-        if self.sealer.why_weaker:
-            log.warning("weaker seal, the cgroup freezer: %s", self.sealer.why_weaker)
+            self.why_deaf = f"{self.device_path}: {getattr(error, 'strerror', None) or error}"
+            raise
+        finally:
+            self.kernel = self.steps.kernel = KernelGuard(self.device)
+
+    def _hears(self) -> str:
+        """For systemctl status."""
+        return f"deaf: {self.why_deaf}" if self.why_deaf else "errors are read"
+
+    def _listen(self) -> None:
+        """Reads events from now on, or as soon as there is a device."""
+        if self._events is None:
+            try:
+                self._device_watch = DirectoryWatch(self._device_came)
+                self._device_watch.add(Path(self.device_path).parent)
+            except GuardError as error:
+                log.error("%s is not waited for: %s", self.device_path, error)
+            # Since it was looked for.
+            self._device_came()
+            return
+        self._reading = reading = self.spawn(self._read_events())
+        reading.add_done_callback(lambda task: self._stop.set() if _failed(task) else None)
+
+    def _device_came(self) -> None:
+        """Maybe: something was made where it should be."""
+        if self._events is not None or not Path(self.device_path).exists():
+            return
+        before = self.why_deaf
+        try:
+            self._open_device()
+        except (OSError, GuardError):
+            if self.why_deaf != before:
+                log.error("%s: no hardware errors are seen", self.why_deaf)
+            return
+        log.warning("%s is there: hardware errors are seen from now on", self.device_path)
+        notify(f"STATUS={self._hears()}")
+        if self._device_watch is not None:
+            self._device_watch.close()
+            self._device_watch = None
+        for vm in self.vms.values():
+            if vm.incident is None:
+                self._arm(vm)
+                self._arm_kvm(vm)
+        self._listen()
 
     def _open_events(self, since: hwerr.Since) -> hwerr.Device:
         more: dict[str, Any] = {"severity": self._least(), "module": True, "names": False}
@@ -232,6 +307,10 @@ class Guard:
         """What there is, then what an earlier run of the daemon left to do."""
         self._watch = watch
         self._load_incidents()
+        # Nothing of these is written any more. In a thread: the disk of the dumps may not answer.
+        alive = {vm.incident for vm in self.vms.values()}
+        dead = [incident for incident in self.incidents.values() if incident.id not in alive]
+        self.spawn(asyncio.to_thread(self._forget_parts, dead))
         for vm in [v for v in self.vms.values() if v.policy.front]:
             await self._start_front(vm)
         self._scan()
@@ -259,6 +338,7 @@ class Guard:
         self._looked = True
         for vm in list(self.vms.values()):
             self._stopped_while_away(vm)
+        self.spawn(self._prune())
 
     async def _adopt_guarded(self) -> None:
         """VMs that an earlier run has armed and whose monitor cannot be had: the kernel stops them all the
@@ -300,13 +380,19 @@ class Guard:
         for policy in self.policy.vms:
             if policy.qmp is None:
                 continue
-            for directory in _directories(policy.qmp):
-                self._watch.add(directory)
+            try:
+                for directory in _directories(policy.qmp):
+                    self._watch.add(directory)
+            except GuardError as error:
+                self.cannot_reach(policy.qmp, str(error))
             for path in glob.glob(policy.qmp):
                 if path not in self._sockets:
-                    self._tried[path] = asyncio.Event()
-                    task = self._sockets[path] = self.spawn(self._serve_socket(path))
-                    task.add_done_callback(lambda _, path=path: self._forget_socket(path))  # type: ignore[misc]
+                    self._serve(path)
+
+    def _serve(self, path: str) -> None:
+        self._tried[path] = asyncio.Event()
+        task = self._sockets[path] = self.spawn(self._serve_socket(path))
+        task.add_done_callback(lambda _: self._forget_socket(path))
 
     def _forget_socket(self, path: str) -> None:
         self._tried.pop(path).set()
@@ -320,20 +406,14 @@ class Guard:
         while Path(path).exists():
             try:
                 vm = await self._connect(path)
-            except NobodyListensError as error:
-                self.unreachable[path] = str(error)
+            except Exception as error:
+                self.cannot_reach(path, error)
                 self._tried[path].set()
                 # One that was just made is listened on at once. Another process makes the file anew.
-                if wait > _LISTENS_WITHIN:
+                if isinstance(error, NobodyListensError) and wait > _LISTENS_WITHIN:
                     return
-                await asyncio.sleep(wait)
-                wait *= 2
-                continue
-            except (MonitorError, ProcessLookupError) as error:
-                self.unreachable[path] = str(error)
-                self._tried[path].set()
-                await asyncio.sleep(wait)
-                wait = min(2 * wait, _RETRY_MOST)
+                hurried = await self.pause(wait)
+                wait = _RETRY_FIRST if hurried else min(2 * wait, _RETRY_MOST)
                 continue
             wait = _RETRY_FIRST
             self.unreachable.pop(path, None)
@@ -343,6 +423,34 @@ class Guard:
             assert vm.monitor is not None
             await vm.monitor.closed.wait()
             vm.changed.set()
+
+    def cannot_reach(self, where: str, error: Exception | str) -> None:
+        """Shown by `status` until it is reached; logged when it begins, or is for another reason."""
+        why = str(error)
+        if isinstance(error, OSError):
+            why = error.strerror or str(error)
+        elif isinstance(error, Exception) and not isinstance(error, GuardError):
+            why = a_bug(error)
+        if self.unreachable.get(where) != why:
+            bug = None if isinstance(error, str | OSError | GuardError) else error
+            log.warning("%s: not guarded: %s", where, why, exc_info=bug)
+        self.unreachable[where] = why
+
+    async def pause(self, seconds: float) -> bool:
+        """Before what is away is tried again. Whether somebody is in a hurry for it."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                return await self._hurry.wait()
+        return False
+
+    def _look_for_monitor(self, vm: Vm) -> None:
+        """It is needed now: whoever waits before the next try does not wait any longer."""
+        if vm.connected:
+            return
+        before, self._hurry = self._hurry, asyncio.Event()
+        before.set()
+        if vm.policy.qmp is not None and vm.where and vm.where not in self._sockets:
+            self._serve(vm.where)
 
     async def _connect(self, path: str) -> Vm | None:
         """The VM behind a socket, None if the policy wants none of it."""
@@ -363,9 +471,7 @@ class Guard:
                 )
             name, uuid = await identity(monitor)
             name = name or Path(path).stem
-            policy = next(
-                (p for p in self.policy.vms if p.qmp and p.matches(name) and path in glob.glob(p.qmp)), None
-            )
+            policy = self.policy.vm(name, path)
             if policy is None:
                 await monitor.aclose()
                 return None
@@ -391,6 +497,7 @@ class Guard:
             if old is not None and old is not monitor:
                 await old.aclose()
             vm.where = where
+            self._once_more(vm)
         else:
             vm = Vm(name, uuid, process, policy, where, monitor)
             self._adopt(vm)
@@ -399,9 +506,7 @@ class Guard:
             # First: a monitor that hangs now is no reason not to stop it when it is hit.
             self._arm(vm)
             vm.machine = await look(monitor, vm.process)
-            if not vm.machine.kvm:
-                # The kernel takes a guard for a VM that is yet to be made.
-                vm.armed = vm.armed or "it does not run under KVM"
+            self._arm_kvm(vm)
             if vm.machine.taps:
                 await asyncio.to_thread(net.get_ready)
         if policy.front and vm.key not in self.fronts:
@@ -426,6 +531,12 @@ class Guard:
         else:
             vm.armed = self.kernel.arm(vm.process, severity)
 
+    @staticmethod
+    def _arm_kvm(vm: Vm) -> None:
+        if not vm.machine.kvm:
+            # The kernel takes a guard for a VM that is yet to be made.
+            vm.armed = vm.armed or "it does not run under KVM"
+
     async def _start_front(self, vm: Vm) -> None:
         """Without one, which is logged, the VM is guarded all the same."""
         front = Front(vm, self.policy.run_dir / "front", self)
@@ -448,6 +559,8 @@ class Guard:
 
     def _adopt(self, vm: Vm) -> None:
         self.vms[vm.key] = vm
+        # As an earlier run has found it.
+        vm.degraded = self.teller.reason("degraded", vm.name, self._marker(vm))
         asyncio.get_running_loop().add_reader(vm.process.pidfd, self._process_ended, vm)
 
     def _process_ended(self, vm: Vm) -> None:
@@ -466,13 +579,19 @@ class Guard:
         for what in ("frozen", "failed", "degraded"):
             self.teller.unmark(what, vm.name, self._marker(vm))
         incident = self.incidents.get(vm.incident or "")
-        if incident is not None and incident.open:
-            note = "QEMU ended without `clear`; its memory is lost unless it was dumped"
-            incident = await self._put(replace(incident, state="gone", notes=(*incident.notes, note)))
-            await self._tell("gone", vm, incident)
-        self.sealer.release(vm.process)
-        vm.process.close()
+        try:
+            if incident is not None and incident.state == "clearing":
+                await self._cleared(incident)
+            elif incident is not None and incident.open:
+                note = "QEMU ended without `clear`; its memory is lost unless it was dumped"
+                incident = await self._put(replace(incident, state="gone", notes=(*incident.notes, note)))
+                await self._tell("gone", vm, incident)
+        finally:
+            self.sealer.release(vm.process)
+            vm.process.close()
+            vm.gone.set()
         log.info("VM %s: its process has ended", vm.name)
+        await self._prune()
 
     # -- after a restart -----------------------------------------------------------
 
@@ -487,11 +606,14 @@ class Guard:
                 continue
             with suppress(ProcessLookupError):
                 process = Process.open(found.pid, found.start_ticks)
-                policy = self.policy.vm(found.vm) or VmPolicy(qmp=found.monitor)
+                policy = self.policy.vm(found.vm, found.monitor) or VmPolicy(qmp=found.monitor)
                 vm = Vm(found.vm, found.uuid, process, policy, found.monitor, incident=found.id)
                 # As it was when it was hit, which is later than when its monitor was connected.
                 recorded = found.steps["record"].facts.get("machine") if "record" in found.steps else None
-                vm.machine = Machine.from_json(recorded or found.machine)
+                try:
+                    vm.machine = Machine.from_json(recorded or found.machine)
+                except (KeyError, TypeError, ValueError) as error:
+                    log.error("incident %s: what its VM is like cannot be read: %r", found.id, error)
                 self._adopt(vm)
 
     def _take_up(self, incident: Incident) -> None:
@@ -507,7 +629,9 @@ class Guard:
             return
         if self._learn_poison(incident.id, self._poison_of(vm)):
             self._save_learnt(vm, incident.id)
-        if incident.state != "failed":
+        if incident.state == "clearing":
+            self.spawn(self._go_on_clearing(vm))
+        elif incident.state != "failed":
             self._work(vm, self.incidents[incident.id])
         else:
             _not_told(vm.name, self._mark(vm, "failed"))
@@ -515,16 +639,12 @@ class Guard:
                 self.spawn(self._failed_again(vm, incident.id))
 
     async def _gone_while_away(self, incident: Incident) -> None:
+        if incident.state == "clearing":
+            await self._cleared(incident)
+            return
         note = "when hwerr-guard started, its process was gone"
         incident = await self._put(replace(incident, state="gone", notes=(*incident.notes, note)))
-        facts = {
-            "vm": incident.vm,
-            "uuid": incident.uuid,
-            "pid": incident.pid,
-            "incident": incident.id,
-            "state": incident.state,
-            "cause": incident.cause,
-        }
+        facts = _facts(incident)
         self.publish({"event": "INCIDENT_GONE", **facts})
         _not_told(incident.vm, await self.teller.hooks("gone", facts))
 
@@ -697,9 +817,19 @@ class Guard:
         vm.degraded = text
         log.warning("VM %s is degraded: %s", vm.name, text)
         with suppress(Fault):
-            self.teller.mark("degraded", vm.name, self._marker(vm))
+            self.teller.mark("degraded", vm.name, {**self._marker(vm), "reason": text})
         self.publish({"event": "DEGRADED", "vm": vm.name, "reason": text})
         self.spawn(self._tell("degraded", vm, None, reason=text))
+
+    def undegrade(self, vm: Vm) -> None:
+        """On command: its errors are counted anew from now on. GuardError if it is not degraded."""
+        if vm.degraded is None:
+            raise GuardError(f"{vm.name} is not degraded")
+        log.warning("VM %s is not degraded any more, on command; it was: %s", vm.name, vm.degraded)
+        vm.degraded = None
+        self.corrected.forget(vm.process)
+        self.teller.unmark("degraded", vm.name, self._marker(vm))
+        self.publish({"event": "DEGRADED_CLEARED", "vm": vm.name})
 
     def monitor_event(self, vm: Vm, event: dict[str, Any]) -> None:
         vm.changed.set()
@@ -760,6 +890,7 @@ class Guard:
         )
         vm.incident = incident.id
         self.incidents[incident.id] = incident
+        self._look_for_monitor(vm)
         self._learn_poison(incident.id, self._poison_of(vm))
         if "seq" in cause:
             self._begun[incident.id] = cause["seq"]
@@ -769,10 +900,19 @@ class Guard:
 
     def retry(self, vm: Vm, incident: Incident) -> None:
         """A failed freeze once more; what was recorded first stays."""
-        steps = {n: s for n, s in incident.steps.items() if n == "record" and s.state != "failed"}
-        incident = replace(incident, state="freezing", steps=steps, untold=False)
+        incident = _anew(incident)
         self.incidents[incident.id] = incident
+        self._look_for_monitor(vm)
         self._work(vm, incident)
+
+    def _once_more(self, vm: Vm) -> None:
+        """Its monitor was connected: a freeze that failed because it was away is tried again, once."""
+        vm.reconnected.set()
+        incident = self.incidents.get(vm.incident or "")
+        if incident is not None and lost_monitor(incident) and incident.id not in self._again:
+            self._again.add(incident.id)
+            log.warning("VM %s: its monitor is there again: it is frozen once more", vm.name)
+            self.retry(vm, incident)
 
     def _work(self, vm: Vm, incident: Incident) -> None:
         before = vm.work
@@ -794,12 +934,33 @@ class Guard:
         return incident
 
     async def _through(self, vm: Vm, incident: Incident) -> None:
-        """All that is left to do for an incident."""
+        """All that is left to do for an incident. What nobody has thought of is a failure like others."""
+        try:
+            await self._do(vm, incident)
+        except Exception as error:
+            log.exception("VM %s: incident %s", vm.name, incident.id)
+            now = self.incidents[incident.id]
+            if now.state == "freezing":
+                why = a_bug(error)
+                failed = await self._put(replace(now, state="failed", notes=(*now.notes, why)))
+                await self._told_failed(vm, failed, step=None, reason=why)
+
+    async def _freeze(self, vm: Vm, incident: Incident) -> Incident:
+        """Once more, if its monitor went away and is there again already."""
+        before = vm.monitor
+        done = await self.steps.freeze(vm, replace(incident, state="freezing"))
+        if lost_monitor(done) and vm.monitor is not before and vm.connected and done.id not in self._again:
+            self._again.add(done.id)
+            log.warning("VM %s: its monitor was away: it is frozen once more", vm.name)
+            done = await self.steps.freeze(vm, _anew(self._merged(done)))
+        return done
+
+    async def _do(self, vm: Vm, incident: Incident) -> None:
         if incident.state in ("freezing", "failed"):
             if incident.cause.get("layer") == "command" and not incident.steps:
                 incident = await self._put(incident)
             fault_point("begin")
-            incident = await self.steps.freeze(vm, replace(incident, state="freezing"))
+            incident = await self._freeze(vm, incident)
         elif incident.state == "frozen":
             incident = await self.steps.confirm(vm, incident)
         was, incident = incident, self._merged(incident)
@@ -834,21 +995,24 @@ class Guard:
             return
         began = time.time_ns()
         fault_point("before-tell")
-        facts = self._facts(vm, incident)
+        facts = _facts(incident)
         log.warning("VM %s is FROZEN (incident %s)", vm.name, incident.id)
         failed = self._mark(vm, "frozen")
+        self.metrics.frozen(incident)
         if front := self.fronts.get(vm.key):
-            front.frozen(incident)
+            try:
+                front.frozen(incident)
+            except Exception as error:
+                log.exception("VM %s: its front", vm.name)
+                failed.append(f"the front: {a_bug(error)}")
         self.publish({"event": "GUEST_FROZEN", **facts})
         fault_point("inside-tell")
-        try:
-            async with asyncio.timeout(self.policy.limits["tell"]):
-                hooks, refused = await asyncio.gather(
-                    self.teller.hooks("frozen", facts), self._push(vm, incident.id)
-                )
-        except TimeoutError:
-            late = f"not done within {self.policy.limits['tell']:g} s"
-            hooks, refused = [], [late]
+        # Each has its time: a hook that takes all of it does not make the cluster's answer unknown, nor is
+        # it forgotten when the cluster is told again.
+        hooks, refused = await asyncio.gather(
+            self._in_time("hooks", self.teller.hooks("frozen", facts)),
+            self._in_time("the cluster", self._push(vm, incident.id)),
+        )
         failed += hooks
         _not_told(vm.name, (*failed, *refused))
         step = Step(
@@ -858,6 +1022,15 @@ class Guard:
         fault_point("after-tell")
         if refused:
             self.spawn(self._push_again(vm, incident.id, step, failed))
+
+    async def _in_time(self, whose: str, job: Awaitable[list[str]]) -> list[str]:
+        """What failed, within the time that telling has."""
+        limit = self.policy.limits["tell"]
+        try:
+            async with asyncio.timeout(limit):
+                return await job
+        except TimeoutError:
+            return [f"{whose}: not done within {limit:g} s"]
 
     def _mark(self, vm: Vm, what: Literal["frozen", "failed"]) -> list[str]:
         """Makes that marker, then removes the other, so that there is always one. What failed."""
@@ -899,7 +1072,7 @@ class Guard:
         ):
             incident = await self._put(replace(self.incidents[incident_id], untold=False))
             log.warning("VM %s: the cluster is told", vm.name)
-            self.publish({"event": "INCIDENT_TOLD", **self._facts(vm, incident)})
+            self.publish({"event": "INCIDENT_TOLD", **_facts(incident)})
 
     def _alone(self, name: str) -> asyncio.Lock:
         """What the cluster is told of a VM must come in the order in which it became so."""
@@ -943,7 +1116,7 @@ class Guard:
             step = Step("failed" if failed else "done", step.began_ns, time.time_ns(), "; ".join(failed))
             incident = await self._put(self.incidents[incident_id].with_step("tell", step))
             log.warning("VM %s: the cluster is told", vm.name)
-            self.publish({"event": "INCIDENT_TOLD", **self._facts(vm, incident)})
+            self.publish({"event": "INCIDENT_TOLD", **_facts(incident)})
 
     async def _until_taken(self, wanted: Callable[[], bool], job: Callable[[], Awaitable[list[str]]]) -> bool:
         """Does it again, ever more seldom, until nothing fails; False if it is not wanted any more."""
@@ -974,36 +1147,81 @@ class Guard:
         return incident
 
     def _forget_old_dumps(self) -> None:
-        """Of cleared incidents only the newest keep their core."""
-        closed = [i for i in self.incidents.values() if not i.open and i.dump]
+        """Of closed incidents only the newest keep their core. Blocks."""
+        closed = [i for i in list(self.incidents.values()) if not i.open and i.dump]
         for incident in sorted(closed, key=lambda i: i.id, reverse=True)[self.policy.dump_retain :]:
             assert incident.dump is not None
             with suppress(OSError):
                 os.unlink(incident.dump["path"])
 
+    def _forget_parts(self, dead: list[Incident]) -> None:
+        """What dumps have left that did not come to an end. Blocks."""
+        for incident in dead:
+            core = core_path(self.policy, self.store, incident.id)
+            with suppress(OSError):
+                core.with_name(f".{core.name}.part").unlink()
+
+    async def _prune(self) -> None:
+        """Of closed incidents only the newest are kept, and of their cores fewer."""
+        await asyncio.to_thread(self._forget_old_dumps)
+        closed = [i for i in self.incidents.values() if not i.open and not i.untold]
+        for incident in sorted(closed, key=lambda i: i.id, reverse=True)[self.policy.incidents_retain :]:
+            await asyncio.to_thread(self.store.remove, incident)
+            self.incidents.pop(incident.id, None)
+
     async def clear(self, incident_id: str) -> Incident:
         """Ends the process, takes the seal back. GuardError."""
         incident = self.incidents.get(incident_id)
         if incident is None:
-            raise GuardError(f"there is no incident {incident_id}: `hwerr-guard status` lists them")
+            raise no_such(incident_id)
         if not incident.open:
             raise GuardError(f"incident {incident_id} is {incident.state} already")
         vm = next((v for v in self.vms.values() if v.incident == incident_id), None)
         if vm is not None and vm.work is not None and not vm.work.done():
             raise GuardError(f"incident {incident_id} is being worked on: see `hwerr-guard status`")
-        untold = vm is not None and self.policy.pacemaker_resource is not None
-        incident = await self._put(replace(incident, state="cleared", untold=untold))
-        if vm is not None:
+        if vm is None:
+            return await self._cleared(incident)
+        # Until its process has ended it is not cleared, and a daemon that comes after this one goes on.
+        await self._put(replace(incident, state="clearing"))
+        fault_point("clearing")
+        await self._end_process(vm)
+        return self.incidents.get(incident_id, replace(incident, state="cleared"))
+
+    async def _end_process(self, vm: Vm) -> None:
+        """And what follows from it, which is `_after_end`. GuardError if it does not end in time."""
+        if vm.process.alive():
             vm.process.kill()
-            while vm.process.alive():
-                await vm.changed.wait()
-                vm.changed.clear()
-            if refused := await self._clear(vm.name):
-                _not_told(vm.name, refused)
-                self.spawn(self._clear_again(incident))
-            elif untold:
-                incident = await self._put(replace(incident, untold=False))
-            await self._tell("cleared", vm, incident)
+        try:
+            async with asyncio.timeout(_ENDS_WITHIN):
+                await vm.gone.wait()
+        except TimeoutError:
+            if not vm.process.alive():
+                # It has ended; that is being told.
+                await vm.gone.wait()
+                return
+            raise GuardError(
+                f"killed; process {vm.process.pid} does not end (a thread of it waits in the kernel): "
+                f"incident {vm.incident} is cleared when it does"
+            ) from None
+
+    async def _go_on_clearing(self, vm: Vm) -> None:
+        try:
+            await self._end_process(vm)
+        except GuardError as error:
+            log.error("VM %s: %s", vm.name, error)
+
+    async def _cleared(self, incident: Incident) -> Incident:
+        """Its process has ended."""
+        untold = self.policy.pacemaker_resource is not None and incident.boot_id == boot_id()
+        incident = await self._put(replace(incident, state="cleared", untold=untold))
+        if refused := await self._clear(incident.vm):
+            _not_told(incident.vm, refused)
+            self.spawn(self._clear_again(incident))
+        elif untold:
+            incident = await self._put(replace(incident, untold=False))
+        facts = _facts(incident)
+        self.publish({"event": "INCIDENT_CLEARED", **facts})
+        _not_told(incident.vm, await self.teller.hooks("cleared", facts))
         return incident
 
     def _nothing_open(self, name: str) -> Callable[[], bool]:
@@ -1011,18 +1229,6 @@ class Guard:
         return lambda: not any(i.open and i.vm == name for i in self.incidents.values())
 
     # -- telling --------------------------------------------------------------------------
-
-    def _facts(self, vm: Vm, incident: Incident) -> dict[str, Any]:
-        return {
-            "vm": vm.name,
-            "uuid": vm.uuid,
-            "pid": vm.process.pid,
-            "incident": incident.id,
-            "state": incident.state,
-            "cause": incident.cause,
-            "frozen_mono_ns": incident.frozen_mono_ns,
-            "weaker": bool(incident.steps["seal"].facts.get("weaker")) if "seal" in incident.steps else None,
-        }
 
     @staticmethod
     def _marker(vm: Vm) -> dict[str, Any]:
@@ -1032,13 +1238,13 @@ class Guard:
     async def _tell(self, occasion: str, vm: Vm | None, incident: Incident | None, **more: Any) -> None:
         facts: dict[str, Any] = {"vm": vm.name if vm else None, "uuid": vm.uuid if vm else None}
         if vm and incident:
-            facts = self._facts(vm, incident)
+            facts = _facts(incident)
         if occasion not in ("error", "degraded"):
             self.publish({"event": f"INCIDENT_{occasion.upper()}", **facts, **more})
         _not_told(vm.name if vm else "?", await self.teller.hooks(occasion, {**facts, **more}))
 
     async def _release_hooks(self, vm: Vm, incident: Incident) -> None:
-        if failed := await self.teller.hooks("release", self._facts(vm, incident)):
+        if failed := await self.teller.hooks("release", _facts(incident)):
             raise Fault("; ".join(failed))
 
     def publish(self, event: dict[str, Any]) -> None:
@@ -1063,7 +1269,7 @@ class Guard:
         found = [v for v in self.vms.values() if name in (v.name, v.uuid, str(v.process.pid))]
         if not found:
             known = ", ".join(sorted(v.name for v in self.vms.values())) or "none"
-            raise GuardError(f"no VM {name} is guarded; there are: {known}")
+            raise NoSuchError(f"no VM {name} is guarded; there are: {known}")
         if len(found) > 1:
             pids = ", ".join(str(v.process.pid) for v in found)
             raise GuardError(f"{len(found)} VMs are named {name}: name one by its process number: {pids}")
@@ -1081,6 +1287,8 @@ class Guard:
             "policy": str(self.policy.path),
             "kernel_guard": self.kernel.missing() or "ok",
             "seal": self.sealer.why_weaker or "ok",
+            "events": self.why_deaf or "ok",
+            "network": net.missing() or "ok",
             "lost": self.lost,
             "vms": [self._vm_status(vm) for vm in sorted(self.vms.values(), key=lambda v: v.name)],
             "incidents": [summary(i) for i in sorted(self.incidents.values(), key=lambda i: i.id)],
@@ -1089,16 +1297,17 @@ class Guard:
         }
 
     def _vm_status(self, vm: Vm) -> dict[str, Any]:
-        connected = vm.monitor is not None and not vm.monitor.closed.is_set()
+        incident = self.incidents.get(vm.incident or "")
         return {
             "name": vm.name,
             "uuid": vm.uuid,
             "pid": vm.process.pid,
             "start_ticks": vm.process.start_ticks,
             "state": self.state(vm),
+            "weaker": _weaker(incident) if incident is not None and incident.open else None,
             "stopped_by": "qemu" if vm.armed else "kernel",
             "why_not_kernel": vm.armed,
-            "monitor": vm.where if connected else None,
+            "monitor": vm.where if vm.connected else None,
             "incident": vm.incident,
             "degraded": vm.degraded,
             "refused_runs": self.sealer.refusals(vm.process),
@@ -1116,6 +1325,31 @@ def _rehearse() -> None:
     )
     for event in parse(made.raw):
         json.dumps(event.to_json())
+
+
+def _anew(incident: Incident) -> Incident:
+    """To be frozen once more: what was recorded first stays."""
+    steps = {n: s for n, s in incident.steps.items() if n == "record" and s.state != "failed"}
+    return replace(incident, state="freezing", steps=steps, untold=False)
+
+
+def _weaker(incident: Incident) -> bool | None:
+    """Whether its seal is the weaker one; None if it has none."""
+    return bool(incident.steps["seal"].facts.get("weaker")) if "seal" in incident.steps else None
+
+
+def _facts(incident: Incident) -> dict[str, Any]:
+    """What is told of it."""
+    return {
+        "vm": incident.vm,
+        "uuid": incident.uuid,
+        "pid": incident.pid,
+        "incident": incident.id,
+        "state": incident.state,
+        "cause": incident.cause,
+        "frozen_mono_ns": incident.frozen_mono_ns,
+        "weaker": _weaker(incident),
+    }
 
 
 def _not_told(name: str, why: Iterable[str]) -> None:
@@ -1140,6 +1374,8 @@ def summary(incident: Incident) -> dict[str, Any]:
         "vm": incident.vm,
         "pid": incident.pid,
         "state": incident.state,
+        "open": incident.open,
+        "weaker": _weaker(incident),
         "message": incident.cause.get("message"),
         "failed_step": failed,
         "why": incident.steps[failed].detail if failed else "; ".join(incident.notes) or None,

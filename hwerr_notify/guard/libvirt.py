@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from ..names import qemu_identity
-from .errors import GuardError, MonitorError, Refused
+from .errors import MonitorError, Refused
 from .monitor import DEFAULT_LIMIT
 from .threads import Threads
 
@@ -188,8 +188,10 @@ class Libvirt:
         """Until cancelled. Without libvirtd it tries again now and then."""
         try:
             import libvirt
-        except ImportError:
-            raise GuardError("a policy names libvirt: apt-get install python3-libvirt") from None
+        except ImportError as error:
+            self.guard.cannot_reach(self.uri, f"{error}: apt-get install python3-libvirt")
+            self.tried.set()
+            return
         await asyncio.to_thread(self._start_events, libvirt)
         wait = _RETRY_FIRST
         while True:
@@ -204,11 +206,13 @@ class Libvirt:
                 first = [d.tried.wait() for d in domains if d is not None]
                 self.guard.spawn(self._all_tried(first))
                 await lost.wait()
-            except libvirt.libvirtError as error:
-                self.guard.unreachable[self.uri] = str(error)
+            except Exception as error:
+                # One of libvirt's own is no bug: its text is what it is.
+                said = str(error) if isinstance(error, libvirt.libvirtError) else error
+                self.guard.cannot_reach(self.uri, said)
                 self.tried.set()
-            await asyncio.sleep(wait)
-            wait = min(2 * wait, _RETRY_MOST)
+            hurried = await self.guard.pause(wait)
+            wait = _RETRY_FIRST if hurried else min(2 * wait, _RETRY_MOST)
 
     async def _all_tried(self, first: list[Any]) -> None:
         await asyncio.gather(*first)
@@ -275,11 +279,11 @@ class Libvirt:
                 domain.again = False
                 try:
                     monitor = await LibvirtMonitor.open(self.uri, uuid)
-                except (OSError, GuardError) as error:
-                    self.guard.unreachable[where] = str(error)
+                except Exception as error:
+                    self.guard.cannot_reach(where, error)
                     domain.tried.set()
-                    await asyncio.sleep(wait)
-                    wait = min(2 * wait, _RETRY_MOST)
+                    hurried = await self.guard.pause(wait)
+                    wait = _RETRY_FIRST if hurried else min(2 * wait, _RETRY_MOST)
                     continue
                 wait = _RETRY_FIRST
                 if monitor is not None:
@@ -305,8 +309,8 @@ class Libvirt:
                 vm = await self.guard.add(name, uuid, monitor.pid, policy, self.uri, monitor)
             except ProcessLookupError:
                 return
-            except (OSError, ValueError, GuardError) as error:
-                self.guard.unreachable[where] = str(error)
+            except Exception as error:
+                self.guard.cannot_reach(where, error)
                 domain.tried.set()
                 with suppress(TimeoutError):
                     async with asyncio.timeout(wait):

@@ -141,7 +141,7 @@ def test_out_of_space_is_no_fault_of_hardware(tmp_path: Path, states: list[Any],
         begun = no_work(guard)
         devices = [s if isinstance(s, int) else {"device": "d", "io-status": s} for s in states]
         qemu = Qemu(query_status={"status": "io-error"}, query_block=devices)
-        vm = vm_of(guard)
+        vm = vm_of(guard, freeze_on=frozenset({"block"}))
         vm.monitor = None
 
         async def look(*_: Any) -> Machine:

@@ -7,6 +7,7 @@ import asyncio
 import json
 import subprocess
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +189,7 @@ def test_after_a_restart_there_is_a_front(
 
     async def main() -> None:
         guard = guard_of(tmp_path)
-        found = incident(child, machine=Machine().to_json())
+        found = replace(incident(child, machine=Machine().to_json()), monitor=str(tmp_path / "web1.qmp"))
         guard.store.save(found)
         version = {"qemu": {"micro": 22, "minor": 2, "major": 7}, "package": "Debian"}
         (guard.store.path(found.id) / "record.json").write_text(json.dumps({"version": version}), "utf-8")

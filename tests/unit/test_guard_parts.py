@@ -16,7 +16,7 @@ from hwerr_notify.guard.errors import Fault, GuardError
 from hwerr_notify.guard.front import harmless
 from hwerr_notify.guard.layout import parse_registers
 from hwerr_notify.guard.net import backends
-from hwerr_notify.guard.policy import Threshold, VmPolicy
+from hwerr_notify.guard.policy import LAYERS, Threshold, VmPolicy
 from hwerr_notify.guard.process import Process
 from hwerr_notify.guard.store import Incident, Step, Store
 from hwerr_notify.guard.tell import marker, run_program
@@ -68,12 +68,15 @@ def test_poison() -> None:
 def test_events_of_qemu() -> None:
     data = {"action": "stop", "nospace": False, "device": "d", "reason": "x"}
     io: dict[str, Any] = {"event": "BLOCK_IO_ERROR", "data": data}
-    assert of_qmp(io, VmPolicy()) == ("block", "I/O error on d: None: x")
-    io["data"]["nospace"] = True
+    every = VmPolicy(freeze_on=frozenset(LAYERS))
+    assert of_qmp(io, every) == ("block", "I/O error on d: None: x")
+    # What may go with the guest to the next node does not freeze it unless that is wanted.
     assert of_qmp(io, VmPolicy()) is None
-    assert of_qmp({"event": "GUEST_PANICKED"}, VmPolicy()) == ("panic", "the guest's kernel panicked")
-    assert of_qmp({"event": "GUEST_PANICKED"}, VmPolicy(freeze_on=frozenset({"kvm"}))) is None
-    assert of_qmp({"event": "STOP", "data": 3}, VmPolicy()) is None
+    io["data"]["nospace"] = True
+    assert of_qmp(io, every) is None
+    assert of_qmp({"event": "GUEST_PANICKED"}, every) == ("panic", "the guest's kernel panicked")
+    assert of_qmp({"event": "GUEST_PANICKED"}, VmPolicy()) is None
+    assert of_qmp({"event": "STOP", "data": 3}, every) is None
 
 
 def test_thresholds() -> None:
@@ -97,6 +100,43 @@ def test_thresholds() -> None:
     found = add(30, "B", count=3)
     assert found
     assert found.unit == "DIMM B"
+
+
+def test_a_dimm_is_counted_though_the_machine_check_came_first() -> None:
+    """Only EDAC's record, which is linked to that of the machine check, knows the DIMM."""
+    policy = VmPolicy(degraded=(Threshold(3, 86400.0, "dimm"), Threshold(4, 86400.0, "vm")))
+    counter = Corrected()
+    found = []
+    for n in range(4):
+        more: dict[str, Any] = {"severity": S.CORRECTED, "time_mono_ns": n}
+        found.append(
+            counter.add(build(Memory(0x1000, 4096), GUEST, source=Source.MCE, **more), GUEST, policy)
+        )
+        edac = build(Edac(0, label="A"), Memory(0x1000, 4096), GUEST, source=Source.EDAC,
+                     flags=Flags.LINKED, **more)  # fmt: skip
+        found.append(counter.add(edac, GUEST, policy))
+    units = [(n, exceeded.unit, exceeded.errors) for n, exceeded in enumerate(found) if exceeded]
+    # The machine checks alone count for the VM.
+    assert units == [(5, "DIMM A", 3), (6, "VM 7", 4)]
+
+
+def test_a_threshold_hides_no_event_from_the_next() -> None:
+    policy = VmPolicy(degraded=(Threshold(1, 10.0, "vm"), Threshold(3, 10.0, "page")))
+    counter = Corrected()
+    units = []
+    for n in range(4):
+        made = build(Memory(0x1000, 4096), GUEST, severity=S.CORRECTED, source=Source.MCE, time_mono_ns=n)
+        exceeded = counter.add(made, GUEST, policy)
+        assert exceeded
+        units.append(exceeded.unit)
+    assert counter._seen[GUEST.pid, GUEST.start_ns, 1, "page 0x1000"]
+    assert units == ["VM 7"] * 4
+    # The first is not full any more: what the other has counted is told.
+    policy = VmPolicy(degraded=(Threshold(100, 10.0, "vm"), Threshold(3, 10.0, "page")))
+    made = build(Memory(0x1000, 4096), GUEST, severity=S.CORRECTED, source=Source.MCE, time_mono_ns=5)
+    exceeded = counter.add(made, GUEST, policy)
+    assert exceeded
+    assert exceeded.unit == "page 0x1000"
 
 
 def test_incidents_on_disk(tmp_path: Path) -> None:
@@ -151,6 +191,29 @@ def test_a_save_that_fails_leaves_the_old(tmp_path: Path, monkeypatch: pytest.Mo
         ("human-monitor-command", None, False, False),
         ("human-monitor-command", {"command-line": 3}, False, False),
         ("xen-load-devices-state", {}, False, False),
+        # These read the guest's memory inside QEMU: page tables, queues, the screen.
+        ("x-query-virtio-queue-element", {}, True, False),
+        ("x-query-virtio", {}, True, False),
+        ("screendump", {}, True, False),
+        ("qom-get", {}, True, False),
+        *(
+            ("human-monitor-command", {"command-line": line}, True, False)
+            for line in (
+                "info tlb",
+                "info mem",
+                "gva2gpa 0xffff",
+                "info virtio-queue-element /x 0",
+                "info mtree",
+                "print $pc",
+                "info registers-x",
+                "info block-jobs",
+                "info",
+            )
+        ),
+        *(
+            ("human-monitor-command", {"command-line": f"info {what}"}, True, True)
+            for what in ("registers -a", "block", "network", "status", "version", "chardev", " cpus")
+        ),
     ],
 )
 def test_what_a_frozen_guest_may_be_told(command: str, arguments: object, clean: bool, poison: bool) -> None:

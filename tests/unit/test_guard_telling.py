@@ -15,7 +15,7 @@ import pytest
 
 from hwerr_notify.guard import daemon
 from hwerr_notify.guard.daemon import Guard
-from hwerr_notify.guard.policy import Policy, VmPolicy
+from hwerr_notify.guard.policy import Hook, Policy, VmPolicy
 from hwerr_notify.guard.process import Process
 from hwerr_notify.guard.store import Incident, Step
 from hwerr_notify.guard.tell import marker
@@ -170,6 +170,33 @@ def test_markers_go_with_the_process(cluster: Path, qemu: int) -> None:
         bed.guard._mark(bed.vm, "failed")
         os.kill(qemu, 9)
         await bed.until(lambda: bed.guard.incidents["i1"].state == "gone" and not bed.marked("failed"))
+        await bed.end()
+
+    asyncio.run(main())
+
+
+def test_a_hook_that_hangs_is_not_told(cluster: Path, qemu: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when the cluster takes it: what the hook did is not known, and stays so."""
+    slow = cluster / "slow"
+    slow.write_text("#!/bin/sh\nexec sleep 1000\n", "utf-8")
+    slow.chmod(0o755)
+
+    async def main() -> None:
+        bed = Bed(cluster, qemu, "frozen")
+        policy = replace(bed.guard.policy, hooks=(Hook((str(slow),), frozenset({"frozen"}), 60.0),))
+        bed.guard.teller.policy = policy
+        # Each program of the cluster has a share of it.
+        bed.guard.policy.limits["tell"] = 5.0
+        (cluster / "refuse").touch()
+        await bed.guard._told(bed.vm, bed.incident)
+        (cluster / "refuse").unlink()
+        step = bed.saved().steps["tell"]
+        assert step.state == "failed"
+        assert "hooks: not done within 5 s" in step.detail
+        await bed.until(lambda: "attrd_updater" not in bed.saved().steps["tell"].detail)
+        assert bed.said("attrd_updater")
+        step = bed.saved().steps["tell"]
+        assert (step.state, step.detail) == ("failed", "hooks: not done within 5 s")
         await bed.end()
 
     asyncio.run(main())

@@ -131,6 +131,13 @@ class Guard:
         self.tasks.append(asyncio.create_task(job))
         return self.tasks[-1]
 
+    def cannot_reach(self, where: str, error: Exception | str) -> None:
+        self.unreachable[where] = str(error)
+
+    async def pause(self, seconds: float) -> bool:
+        await asyncio.sleep(seconds)
+        return False
+
     async def add(self, name: str, uuid: str, pid: int, policy: Any, where: str, monitor: Any) -> Any:
         assert (await monitor.execute("query-name", limit=0.2))["of"] == name
         self.added.put_nowait((name, monitor))
