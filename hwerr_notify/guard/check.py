@@ -15,6 +15,7 @@ from typing import Literal
 
 from .. import bpf
 from .. import device as hwerr
+from . import net
 from .kernel import KernelGuard
 from .policy import Policy
 from .seal import Freezer
@@ -151,10 +152,8 @@ def guest_memory(argv: list[str]) -> int | None:
 
 
 def _packages(policy: Policy) -> Iterator[Capability]:
-    if find_spec("pyroute2") is None:
-        yield Capability(
-            "network", "missing", "taps cannot be taken down: install the Python package pyroute2"
-        )
+    if reason := net.missing():
+        yield Capability("network", "missing", reason)
     else:
         yield Capability("network", "ok", "taps are taken off their bridge")
     if any(vm.libvirt for vm in policy.vms):
@@ -172,5 +171,23 @@ def _packages(policy: Policy) -> Iterator[Capability]:
         if not os.access(hook.run[0], os.X_OK):
             state: Literal["missing", "weaker"] = "missing" if "release" in hook.on else "weaker"
             yield Capability("hook", state, f"{hook.run[0]} cannot be run")
-    if (policy.metrics_file or policy.metrics_socket) and find_spec("prometheus_client") is None:
-        yield Capability("metrics", "missing", "install the Python package prometheus-client")
+    yield from _metrics(policy)
+
+
+def _metrics(policy: Policy) -> Iterator[Capability]:
+    """Without them a guest is guarded all the same."""
+    paths = [path for path in (policy.metrics_file, policy.metrics_socket) if path is not None]
+    if not paths:
+        return
+    if find_spec("prometheus_client") is None:
+        yield Capability("metrics", "weaker", "none: install the Python package prometheus-client")
+        return
+    for path in paths:
+        # The daemon makes what is in its own directory.
+        home = path.parent if path.parent != policy.run_dir else _there(path.parent)
+        if not home.is_dir():
+            yield Capability("metrics", "weaker", f"none: {home} is not there")
+        elif not os.access(home, os.W_OK):
+            yield Capability("metrics", "weaker", f"none: {home} is not writable")
+        else:
+            yield Capability("metrics", "ok", f"{path}; the service needs {home} in its ReadWritePaths")

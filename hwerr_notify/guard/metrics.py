@@ -4,16 +4,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..enums import Flags
 from ..event import Event
 from .errors import GuardError
+from .store import Incident, create
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
@@ -22,7 +23,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Metrics"]
 
-STATES = ("guarded", "freezing", "frozen", "failed")
+log = logging.getLogger("hwerr-guard")
+
+STATES = ("guarded", "freezing", "frozen", "failed", "clearing")
+# What they hold is no secret, and who collects it is not root.
+_FILE_MODE, _SOCKET_MODE = 0o644, 0o666
+# Who may ask at the same time: descriptors are for guests.
+_CLIENTS = 16
 
 
 class Metrics:
@@ -33,6 +40,13 @@ class Metrics:
         self.errors: Counter[tuple[str, str]] = Counter()
         self._server: asyncio.Server | None = None
         self._file_task: asyncio.Task[None] | None = None
+        self._frozen: list[float] = [0, 0.0]  # how many, and their seconds
+        self._clients = 0
+
+    def frozen(self, incident: Incident) -> None:
+        """One more guest is FROZEN."""
+        self._frozen[0] += 1
+        self._frozen[1] += (incident.frozen_mono_ns - incident.began_mono_ns) / 1e9
 
     def count(self, event: Event) -> None:
         """Every error that was read: a coalesced record stands for several, a linked one for none."""
@@ -42,7 +56,7 @@ class Metrics:
 
     def collect(self) -> Iterator[Metric]:
         """For prometheus_client."""
-        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, SummaryMetricFamily
 
         guard = self.guard
         vms = GaugeMetricFamily("hwerr_guard_vms", "VMs by state", labels=["state"])
@@ -57,16 +71,24 @@ class Metrics:
         for state, count in Counter(i.state for i in guard.incidents.values()).items():
             incidents.add_metric([state], count)
         yield incidents
-        frozen = GaugeMetricFamily(
+        number, seconds = self._frozen
+        yield SummaryMetricFamily(
             "hwerr_guard_frozen_seconds",
             "From the beginning of an incident to FROZEN",
-            labels=["vm", "incident"],
+            count_value=int(number),
+            sum_value=seconds,
         )
-        for incident in guard.incidents.values():
-            if incident.frozen_mono_ns:
-                seconds = (incident.frozen_mono_ns - incident.began_mono_ns) / 1e9
-                frozen.add_metric([incident.vm, incident.id], seconds)
-        yield frozen
+        for name, text, why_not in (
+            ("hwerr_guard_events", "1 if errors are read", guard.why_deaf),
+            ("hwerr_guard_kernel", "1 if the kernel can stop VMs in the event path", guard.kernel.missing()),
+            ("hwerr_guard_seal", "1 if the seal is the strong one", guard.sealer.why_weaker),
+        ):
+            able = GaugeMetricFamily(name, text)
+            able.add_metric([], 0 if why_not else 1)
+            yield able
+        unreachable = GaugeMetricFamily("hwerr_guard_unreachable", "Monitors that cannot be reached")
+        unreachable.add_metric([], len(guard.unreachable))
+        yield unreachable
         errors = CounterMetricFamily(
             "hwerr_errors", "Errors read from the device", labels=["source", "severity"]
         )
@@ -90,18 +112,22 @@ class Metrics:
         return generate(registry)
 
     async def start(self) -> None:
-        """GuardError."""
+        """What cannot be is logged: guests are guarded without it."""
         policy = self.guard.policy
+        try:
+            if policy.metrics_socket is not None or policy.metrics_file is not None:
+                self.text()
+        except GuardError as error:
+            log.error("no metrics: %s", error)
+            return
         if policy.metrics_socket is not None:
-            self.text()
-            with suppress(FileNotFoundError):
-                policy.metrics_socket.unlink()
             try:
+                policy.metrics_socket.unlink(missing_ok=True)
                 self._server = await asyncio.start_unix_server(self._http, policy.metrics_socket)
+                policy.metrics_socket.chmod(_SOCKET_MODE)
             except OSError as error:
-                raise GuardError(f"{policy.metrics_socket}: {error.strerror}") from None
+                log.error("no metrics: %s: %s", policy.metrics_socket, error.strerror or error)
         if policy.metrics_file is not None:
-            self.text()
             self._file_task = asyncio.create_task(self._keep_file(policy.metrics_file))
 
     async def close(self) -> None:
@@ -113,18 +139,34 @@ class Metrics:
     async def _keep_file(self, path: Path) -> None:
         """Written when something has happened, not by the clock."""
         queue = self.guard.subscribe()
-        part = path.with_name(f".{path.name}.part")
+        why = None
         while True:
-            with suppress(OSError):
-                part.write_bytes(self.text())
-                os.replace(part, path)
+            try:
+                self._write(path)
+                why = None
+            except Exception as error:
+                if why != (why := str(error)):
+                    bug = None if isinstance(error, OSError) else error
+                    log.error("metrics: %s: %s", path, getattr(error, "strerror", why), exc_info=bug)
             if await queue.get() is None:
                 queue = self.guard.subscribe()
             while not queue.empty():
                 queue.get_nowait()
 
+    def _write(self, path: Path) -> None:
+        """OSError."""
+        part = path.with_name(f".{path.name}.part")
+        fd = create(part)
+        with open(fd, "wb") as file:
+            file.write(self.text())
+            os.fchmod(fd, _FILE_MODE)
+        part.replace(path)
+
     async def _http(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._clients += 1
         try:
+            if self._clients > _CLIENTS:
+                return
             async with asyncio.timeout(10):
                 request = await reader.readline()
                 while (await reader.readline()).strip():
@@ -138,4 +180,5 @@ class Metrics:
         except (TimeoutError, ConnectionError, ValueError):
             pass
         finally:
+            self._clients -= 1
             writer.close()

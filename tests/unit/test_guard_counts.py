@@ -62,7 +62,9 @@ def guard(tmp_path: Path) -> Iterator[Guard]:
     guard.vms[vm.key] = vm
     guard.metrics.count(event(count=3))
     guard.metrics.count(event(Flags.LINKED, count=3))
+    guard.metrics.frozen(incident)
     guard.lost = 5
+    guard.unreachable[EVIL] = "why"
     yield guard
     process.close()
 
@@ -82,7 +84,12 @@ def right(found: dict[tuple[str, tuple[tuple[str, str], ...]], float]) -> bool:
         ("hwerr_guard_vms", (("state", "guarded"),)): 0,
         ("hwerr_guard_degraded", ()): 1,
         ("hwerr_guard_incidents", (("state", "frozen"),)): 1,
-        ("hwerr_guard_frozen_seconds", (("incident", "20260102T030405.006-x-7"), ("vm", EVIL))): 0.25,
+        ("hwerr_guard_frozen_seconds_sum", ()): 0.25,
+        ("hwerr_guard_frozen_seconds_count", ()): 1,
+        ("hwerr_guard_events", ()): 0,
+        ("hwerr_guard_kernel", ()): 0,
+        ("hwerr_guard_seal", ()): 0,
+        ("hwerr_guard_unreachable", ()): 1,
         ("hwerr_errors_total", (("severity", "corrected"), ("source", "edac"))): 3,
         ("hwerr_records_lost_total", ()): 5,
     }
