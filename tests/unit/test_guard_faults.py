@@ -183,6 +183,10 @@ def test_a_bug_fails_the_incident_and_is_told(
         assert bed.incident.state == "failed"
         failed = [s.detail for s in bed.incident.steps.values() if s.state == "failed"]
         assert any("a bug: RuntimeError: nobody has thought" in f for f in (*failed, *bed.incident.notes))
+        if step in ("stop", "record", "release"):
+            # It is known which, and sealed all the same if it can be.
+            assert bed.saved().steps[step].state == "failed"
+            assert "seal" in bed.saved().steps
         told = [events.get_nowait() for _ in range(events.qsize())]
         assert [t["event"] for t in told if t][-1] == "INCIDENT_FAILED"
         assert marker(tmp_path / "r", "failed", "web1").exists()
