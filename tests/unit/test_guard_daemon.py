@@ -364,7 +364,7 @@ def test_when_a_stop_needs_no_save_first(tmp_path: Path, what: str) -> None:
         incident = Incident(
             "20260102T030405.006-web1", "b", "web1", None, ME.pid, ME.start_ticks, "/q", cause, 1, 2
         )
-        guard.policy.limits.update(stop=0.1, record=5.0, release=0.1, seal=0.1)
+        guard.policy.limits.update(stop=5.0, record=5.0, release=0.1, seal=0.1)
         done = await guard.steps.freeze(vm, incident)
         assert saved[0] is (what == "record")
         assert done.steps["stop"].detail == (
