@@ -17,17 +17,32 @@
  * device in whatever mode, because what is open for reading takes locks that bar
  * others, and requests to a device (SG_IO, TUNSETIFF, VFIO's) need no more. So who
  * has another monitor of QEMU's cannot have it take its disk back. Other files it
- * may open and make, a dump for instance. What it could still do is to start a
- * program that opens them in its place, or be handed an open file.
+ * may open and make, a dump for instance.
  *
- * For everybody else the price is one comparison an ioctl, one lookup an open and one
- * per return to a guest.
+ * Nor does it write to them through what it has open or is handed, nor to a VFIO
+ * device, whose configuration space is written so: bus mastering stays off. VFIO's own
+ * ioctls are left alone, because QEMU ends itself when some of them fail, and its guest's
+ * memory goes with it; none of them gives bus mastering. Nor does it tell a vhost worker to
+ * begin again. Nor does it connect a socket, over which disks are reached as well.
+ *
+ * What it could still do is to start a program that does so in its place.
+ *
+ * For everybody else the price is two comparisons an ioctl, and one lookup an open, a
+ * connect, a write and a return to a guest.
  */
 #include "hwerr_bpf.h"
 #include "seal.h"
 
 #define KVM_RUN		0xae80	/* _IO(KVMIO, 0x80), linux/kvm.h */
+#define VHOST_VIRTIO	0xaf	/* the type of its ioctls, linux/vhost.h */
 #define NSEC_PER_TICK	10000000ULL	/* of USER_HZ */
+
+#define MAY_WRITE	2	/* linux/fs.h */
+#define ANON_INODE_FS_MAGIC 0x09041934	/* linux/magic.h */
+
+/* What drivers/vfio calls it, with the byte that ends it. */
+#define VFIO_NAME	"[vfio-device]"
+#define VFIO_NAME_LEN	sizeof(VFIO_NAME)
 
 /* linux/stat.h, linux/major.h */
 #define S_IFMT		0170000
@@ -69,16 +84,29 @@ static __always_inline struct hwerr_seal *sealed(__u32 *tgid)
 	return seal;
 }
 
+/* Counts on one of the process's own entries, and refuses. */
+static __always_inline int refuse_of(__u32 tgid, __u64 what)
+{
+	struct hwerr_kept_out key = { .tgid = tgid, .ino = what };
+	__u64 *refusals = bpf_map_lookup_elem(&hwerr_kept_out, &key);
+
+	if (refusals)
+		__sync_fetch_and_add(refusals, 1);
+	return -EPERM;
+}
+
 static __always_inline int refuse(unsigned int cmd, int ret)
 {
 	struct hwerr_seal *seal;
 	__u32 tgid;
 
-	if (ret || cmd != KVM_RUN)
+	if (ret || (cmd != KVM_RUN && (cmd >> 8 & 0xff) != VHOST_VIRTIO))
 		return ret;
 	seal = sealed(&tgid);
 	if (!seal)
 		return 0;
+	if (cmd != KVM_RUN)
+		return refuse_of(tgid, HWERR_KEPT_OUT_DEVICES);
 	__sync_fetch_and_add(&seal->refusals, 1);
 	return -EPERM;
 }
@@ -113,30 +141,93 @@ int BPF_PROG(hwerr_seal_ioctl_compat, struct file *file, unsigned int cmd, unsig
 	return refuse(cmd, ret);
 }
 
+/* Refuses what is a device, or is named in the map. */
+static __always_inline int keep_out(__u32 tgid, struct inode *inode)
+{
+	struct hwerr_kept_out key = { .tgid = tgid };
+	__u32 type = inode->i_mode & S_IFMT;
+	__u64 *refusals;
+
+	if (type == S_IFBLK || (type == S_IFCHR && !harmless(inode->i_rdev)))
+		return refuse_of(tgid, HWERR_KEPT_OUT_DEVICES);
+	key.dev = inode->i_sb->s_dev;
+	key.ino = inode->i_ino;
+	refusals = bpf_map_lookup_elem(&hwerr_kept_out, &key);
+	if (!refusals)
+		return 0;
+	__sync_fetch_and_add(refusals, 1);
+	return -EPERM;
+}
+
+/* A short name is within its dentry, since 6.15 (58cf9c383c5c) under another name. */
+struct dentry___iname {
+	unsigned char d_iname[1];
+} __attribute__((preserve_access_index));
+
+struct dentry___shortname {
+	struct {
+		unsigned char string[1];
+	} d_shortname;
+} __attribute__((preserve_access_index));
+
+/*
+ * Whether it is a device that was got from a VFIO group. Its inode is that of all files
+ * without one of their own, eventfds for instance; the name is its own.
+ */
+static __always_inline bool vfio_device(struct file *file)
+{
+	struct dentry *dentry = file->f_path.dentry;
+	struct dentry___shortname *after = (void *)dentry;
+	struct dentry___iname *before = (void *)dentry;
+	const unsigned char *name = (void *)dentry;
+	unsigned int i;
+
+	if (file->f_inode->i_sb->s_magic != ANON_INODE_FS_MAGIC)
+		return false;
+	/* By its place only: its size differs, which a load of the field itself would have to match. */
+	if (bpf_core_field_exists(after->d_shortname))
+		name += bpf_core_field_offset(after->d_shortname);
+	else
+		name += bpf_core_field_offset(before->d_iname);
+#pragma unroll
+	for (i = 0; i < VFIO_NAME_LEN; i++)
+		if (name[i] != VFIO_NAME[i])
+			return false;
+	return true;
+}
+
 SEC("lsm/file_open")
 int BPF_PROG(hwerr_seal_open, struct file *file, int ret)
 {
-	struct hwerr_kept_out key = {};
-	struct inode *inode;
-	__u64 *refusals;
-	__u32 type;
+	__u32 tgid;
 
-	if (ret || !sealed(&key.tgid))
+	if (ret || !sealed(&tgid))
 		return ret;
-	inode = file->f_inode;
-	type = inode->i_mode & S_IFMT;
-	if (type != S_IFBLK && (type != S_IFCHR || harmless(inode->i_rdev))) {
-		key.dev = inode->i_sb->s_dev;
-		key.ino = inode->i_ino;
-		refusals = bpf_map_lookup_elem(&hwerr_kept_out, &key);
-		if (!refusals)
-			return 0;
-	} else {
-		refusals = bpf_map_lookup_elem(&hwerr_kept_out, &key);
-	}
-	if (refusals)
-		__sync_fetch_and_add(refusals, 1);
-	return -EPERM;
+	return keep_out(tgid, file->f_inode);
+}
+
+/* Of every write, and of what else changes a file through a descriptor. */
+SEC("lsm/file_permission")
+int BPF_PROG(hwerr_seal_write, struct file *file, int mask, int ret)
+{
+	__u32 tgid;
+
+	if (ret || !(mask & MAY_WRITE) || !sealed(&tgid))
+		return ret;
+	if (vfio_device(file))
+		return refuse_of(tgid, HWERR_KEPT_OUT_DEVICES);
+	return keep_out(tgid, file->f_inode);
+}
+
+SEC("lsm/socket_connect")
+int BPF_PROG(hwerr_seal_connect, struct socket *sock, struct sockaddr *address, int addrlen,
+	     int ret)
+{
+	__u32 tgid;
+
+	if (ret || !sealed(&tgid))
+		return ret;
+	return refuse_of(tgid, HWERR_KEPT_OUT_SOCKETS);
 }
 
 char LICENSE[] SEC("license") = "GPL";

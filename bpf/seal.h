@@ -6,6 +6,10 @@
 #define HWERR_SEALS_MAX 4096
 #define HWERR_KEPT_OUT_MAX 65536
 
+/* Inodes of no file (device 0): where refusals of what has none are counted. */
+#define HWERR_KEPT_OUT_DEVICES 0
+#define HWERR_KEPT_OUT_SOCKETS 1
+
 /**
  * struct hwerr_seal - one sealed process, value of the map "hwerr_seals"
  * @start_ns: when it started (CLOCK_BOOTTIME), its identity together with the
@@ -20,15 +24,15 @@ struct hwerr_seal {
 };
 
 /**
- * struct hwerr_kept_out - a file that a sealed process does not open any more,
- *	key of the map "hwerr_kept_out"
+ * struct hwerr_kept_out - a file that a sealed process neither opens nor writes to
+ *	any more, key of the map "hwerr_kept_out"
  * @tgid: as above
  * @dev: device of its file system as the kernel numbers it, major << 20 | minor;
  *	the third field of /proc/PID/mountinfo, which stat(2) does not always give
  * @ino: its inode
  *
- * The value, 64 bits, is how often it was refused. With @dev and @ino 0 it is the
- * entry of the process itself, where the refusals of devices are counted.
+ * The value, 64 bits, is how often it was refused. With @dev 0 it is
+ * an entry of the process itself, of which there is one for each HWERR_KEPT_OUT_*.
  */
 struct hwerr_kept_out {
 	unsigned int tgid;

@@ -16,6 +16,7 @@ import errno
 import fcntl
 import os
 import re
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -353,10 +354,14 @@ _PROGRAMS = {
     "hwerr_seal_ioctl": "bpf_lsm_file_ioctl",
     "hwerr_seal_ioctl_compat": "bpf_lsm_file_ioctl_compat",
     "hwerr_seal_open": "bpf_lsm_file_open",
+    "hwerr_seal_write": "bpf_lsm_file_permission",
+    "hwerr_seal_connect": "bpf_lsm_socket_connect",
 }
 # Maps, pinned under their names, too: what they hold and the sizes of key and value (bpf/seal.h).
 _MAP, _KEPT_OUT = "hwerr_seals", "hwerr_kept_out"
 _SIZES = {_MAP: (_KEY_SIZE, _SEAL_SIZE), _KEPT_OUT: (16, 8)}
+# Inodes of no file (device 0), where refusals are counted of what has none.
+_DEVICES, _SOCKETS = 0, 1
 
 
 def start_of(tgid: int) -> int:
@@ -381,20 +386,32 @@ def inode_of(path: str | os.PathLike[str], pid: int | None = None) -> tuple[int,
         found = f"{where}/{'root' if found.startswith('/') else 'cwd'}/{found.lstrip('/')}"
     fd = os.open(found, os.O_PATH | os.O_CLOEXEC)
     try:
-        info = Path(f"/proc/self/fdinfo/{fd}").read_text("ascii")
-        inode = re.search(r"^ino:\s*(\d+)", info, re.MULTILINE)
-        mount = re.search(r"^mnt_id:\s*(\d+)", info, re.MULTILINE)
-        # Since 5.14 (3845f256a8b5).
-        if inode is None or mount is None:
-            raise OSError(errno.ENOSYS, "fdinfo does not name the inode", found)
-        for line in (where / "mountinfo").read_text("utf-8", "replace").splitlines():
+        return _inode(Path(f"/proc/self/fdinfo/{fd}"), [where], found)
+    finally:
+        os.close(fd)
+
+
+def inode_of_open(pid: int, fd: int) -> tuple[int, int]:
+    """As `inode_of()`, of what a process has open. OSError."""
+    # It may have been opened by somebody else, who sees other mounts.
+    where = [Path("/proc", str(pid)), Path("/proc/self")]
+    return _inode(where[0] / "fdinfo" / str(fd), where, f"file {fd} of process {pid}")
+
+
+def _inode(fdinfo: Path, mounts: Iterable[Path], name: str) -> tuple[int, int]:
+    info = fdinfo.read_text("ascii", "replace")
+    inode = re.search(r"^ino:\s*(\d+)", info, re.MULTILINE)
+    mount = re.search(r"^mnt_id:\s*(\d+)", info, re.MULTILINE)
+    # Since 5.14 (3845f256a8b5).
+    if inode is None or mount is None:
+        raise OSError(errno.ENOSYS, "fdinfo does not name the inode", name)
+    for who in mounts:
+        for line in (who / "mountinfo").read_text("utf-8", "replace").splitlines():
             fields = line.split(None, 3)
             if fields[0] == mount[1]:
                 major, minor = map(int, fields[2].split(":"))
                 return major << 20 | minor, int(inode[1])
-        raise OSError(errno.ENOENT, "its mount is not to be seen", found)
-    finally:
-        os.close(fd)
+    raise OSError(errno.ENOENT, "its mount is not to be seen", name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -512,15 +529,18 @@ class Seal:
     def prove(self) -> None:
         """Seals this process for a moment and tries: BpfError if it was not refused.
 
-        The hook comes before the file's own ioctl, so any file will do.
+        The hooks come before the file's own ioctl, so any file will do, and before a socket's peer is sought.
         """
         me = os.getpid()
-        fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)
         path = f"/proc/self/fd/{fd}"
         try:
-            self.seal(me, start_of(me), [inode_of("/dev/null")])
-            self._refused("KVM_RUN", lambda: fcntl.ioctl(fd, _KVM_RUN))
-            self._refused("opening a file", lambda: os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC)))
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as unconnected:
+                self.seal(me, start_of(me), [inode_of("/dev/null")])
+                self._refused("KVM_RUN", lambda: fcntl.ioctl(fd, _KVM_RUN))
+                self._refused("opening a file", lambda: os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC)))
+                self._refused("writing", lambda: os.write(fd, b"x"))
+                self._refused("connecting", lambda: unconnected.connect("\0hwerr-nobody"))
         finally:
             self.unseal(me)
             os.close(fd)
@@ -539,7 +559,8 @@ class Seal:
     def seal(self, tgid: int, start_ns: int, files: Iterable[tuple[int, int]] = ()) -> None:
         """KVM_RUN is refused from now on to that process, if it is the one that started then.
 
-        And opening any device but the harmless, or one of `files` (`inode_of()`). What is open stays so.
+        And opening or writing to any device but the harmless, or one of `files` (`inode_of()`); and
+        connecting a socket. What is open stays so.
 
         `start_ns` is of CLOCK_BOOTTIME, exact (`Guest.start_ns`) or to 10 ms (`start_of()`). A vCPU
         that is in the guest now stays there until it next leaves for user space: stop it first.
@@ -551,10 +572,9 @@ class Seal:
         if not known:
             # Of another process that had the number.
             self._let_in({tgid})
-        for device, inode in [(0, 0), *files]:
-            entry = key + device.to_bytes(4, "little") + inode.to_bytes(8, "little")
+        for device, inode in [(0, _DEVICES), (0, _SOCKETS), *files]:
             with contextlib.suppress(FileExistsError):
-                self._put(self._kept_out, entry, bytes(8), new=True)
+                self._put(self._kept_out, self._entry(tgid, device, inode), bytes(8), new=True)
         if not known:
             self._put(self._map, key, start_ns.to_bytes(8, "little") + bytes(8))
 
@@ -573,7 +593,7 @@ class Seal:
 
     def _let_in(self, tgids: set[int]) -> None:
         """One walk for all, and none where there is nothing."""
-        if not any(self._has(self._key(tgid) + bytes(12)) for tgid in tgids):
+        if not any(self._has(self._entry(tgid, 0, _DEVICES)) for tgid in tgids):
             return
         keys = {self._key(tgid) for tgid in tgids}
         # What says that there is something goes last.
@@ -587,13 +607,24 @@ class Seal:
             return False
 
     def refused_opens(self, tgid: int) -> int:
-        """How often a sealed process was refused to open something; 0 if it is not sealed."""
+        """How often a sealed process was refused to open something or write to it; 0 if it is not sealed."""
         key = self._key(tgid)
-        found = 0
-        for entry in [e for e in self._kept_out if e.startswith(key)]:
-            with contextlib.suppress(KeyError):
-                found += int.from_bytes(self._kept_out[entry], "little")
-        return found
+        mine = [e for e in self._kept_out if e.startswith(key)]
+        return sum(map(self._count, set(mine) - {self._entry(tgid, 0, _SOCKETS)}))
+
+    def refused_connects(self, tgid: int) -> int:
+        """How often a sealed process was refused to connect a socket; 0 if it is not sealed."""
+        return self._count(self._entry(tgid, 0, _SOCKETS))
+
+    def _count(self, entry: bytes) -> int:
+        try:
+            return int.from_bytes(self._kept_out[entry], "little")
+        except KeyError:
+            return 0
+
+    @classmethod
+    def _entry(cls, tgid: int, device: int, inode: int) -> bytes:
+        return cls._key(tgid) + device.to_bytes(4, "little") + inode.to_bytes(8, "little")
 
     def sealed(self) -> dict[int, SealState]:
         """What is sealed, by process number; processes that have ended may be among them."""

@@ -7,6 +7,7 @@ import errno
 import os
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -189,7 +190,8 @@ CALLER = """
         puts("ready");
         fflush(stdout);
         while (getchar() != EOF) {
-            printf("%d %d\\n", ioctl(fd, 0xae80, 0) ? errno : 0, ioctl(fd, 0xae81, 0) ? errno : 0);
+            printf("%d %d %d\\n", ioctl(fd, 0xae80, 0) ? errno : 0,
+                   ioctl(fd, 0xae81, 0) ? errno : 0, ioctl(fd, 0xaf01, 0) ? errno : 0);
             fflush(stdout);
         }
         return 0;
@@ -216,14 +218,16 @@ def test_callers_of_both_widths(seal: Seal, bits: int, tmp_path: Path) -> None:
             child.stdin.flush()
             return [int(n) for n in child.stdout.readline().split()]
 
-        assert call() == [errno.ENOTTY, errno.ENOTTY]
+        assert call() == [errno.ENOTTY] * 3
         seal.seal(child.pid, start_of(child.pid))
-        assert call() == [errno.EPERM, errno.ENOTTY]
+        # KVM_RUN; another call to KVM; one to vhost.
+        assert call() == [errno.EPERM, errno.ENOTTY, errno.EPERM]
         assert seal.sealed()[child.pid].refusals == 1
+        assert seal.refused_opens(child.pid) == 1
         seal.seal(child.pid, start_of(child.pid))
         assert seal.sealed()[child.pid].refusals == 1
         seal.unseal(child.pid)
-        assert call() == [errno.ENOTTY, errno.ENOTTY]
+        assert call() == [errno.ENOTTY] * 3
         child.stdin.close()
 
 
@@ -310,6 +314,122 @@ def test_what_it_was_released_from_is_not_opened_again(seal: Seal, tmp_path: Pat
             path.unlink()
 
 
+DOER = """
+    import os, socket, sys
+    files = {path: os.open(path, os.O_RDWR | os.O_CREAT) for path in sys.argv[1:]}
+    print("ready", flush=True)
+    for line in sys.stdin:
+        what, path = line.split()
+        try:
+            match what:
+                case "write":
+                    os.write(files[path], b"x")
+                case "pwrite":
+                    os.pwrite(files[path], b"x", 0)
+                case "grow":
+                    os.posix_fallocate(files[path], 0, 8192)
+                case "read":
+                    os.pread(files[path], 1, 0)
+                case "tcp" | "udp":
+                    kind = socket.SOCK_STREAM if what == "tcp" else socket.SOCK_DGRAM
+                    with socket.socket(socket.AF_INET, kind) as sock:
+                        sock.connect(("127.0.0.1", int(path)))
+                case "unix":
+                    with socket.socket(socket.AF_UNIX) as sock:
+                        sock.connect(path)
+            print(0, flush=True)
+        except OSError as error:
+            print(error.errno, flush=True)
+"""
+
+
+class Doer:
+    """A process that does to its open files, and with sockets, what it is told."""
+
+    def __init__(self, *files: Path) -> None:
+        self._child = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(DOER), *map(str, files)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
+        )  # fmt: skip
+        self.pid = self._child.pid
+        assert self._said() == "ready\n"
+
+    def _said(self) -> str:
+        assert self._child.stdout is not None
+        return self._child.stdout.readline()
+
+    def does(self, what: str, path: object) -> int:
+        """0, or the error's number."""
+        assert self._child.stdin is not None
+        self._child.stdin.write(f"{what} {path}\n")
+        return int(self._said())
+
+    def __enter__(self) -> Doer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._child.kill()
+        self._child.communicate()
+
+
+def test_what_is_open_is_not_written_to(seal: Seal, tmp_path: Path) -> None:
+    """An image and a device, by whatever call; another file is, a null device is, and by others all are."""
+    image, other, null = Path("/run/seal.image"), tmp_path / "other", Path("/dev/null")
+    # A character device that takes what it is written.
+    device = Path("/dev/kmsg")
+    with Doer(image, other, null, device) as sealed, Doer(image, other, null, device) as free:
+        for what in ("write", "pwrite", "grow", "read"):
+            assert sealed.does(what, image) == 0, what
+        assert sealed.does("write", device) == 0
+        seal.seal(sealed.pid, start_of(sealed.pid), [bpf.inode_of(image)])
+        refused = 0
+        for what in ("write", "pwrite", "grow"):
+            assert sealed.does(what, image) == errno.EPERM, what
+            refused += 1
+            assert seal.refused_opens(sealed.pid) == refused
+            assert free.does(what, image) == 0
+            assert sealed.does(what, other) == 0
+        assert sealed.does("write", device) == errno.EPERM
+        assert seal.refused_opens(sealed.pid) == refused + 1
+        assert free.does("write", device) == 0
+        assert sealed.does("write", null) == 0
+        assert sealed.does("read", image) == 0
+        assert seal.refused_opens(sealed.pid) == refused + 1
+        seal.unseal(sealed.pid)
+        assert sealed.does("write", image) == 0
+        assert sealed.does("write", device) == 0
+    image.unlink()
+
+
+def test_nothing_is_connected(seal: Seal) -> None:
+    """By whatever protocol; what is connected stays so, and others connect."""
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as tcp,
+        socket.socket(socket.AF_UNIX) as unix,
+        Doer() as sealed,
+        Doer() as free,
+    ):
+        path = "/run/seal.socket"
+        unix.bind(path)
+        unix.listen()
+        port = tcp.getsockname()[1]
+        tries = [("tcp", port), ("udp", port), ("unix", path)]
+        for what, where in tries:
+            assert sealed.does(what, where) == 0, what
+        seal.seal(sealed.pid, start_of(sealed.pid))
+        for refused, (what, where) in enumerate(tries, 1):
+            assert sealed.does(what, where) == errno.EPERM, what
+            assert seal.refused_connects(sealed.pid) == refused
+            assert free.does(what, where) == 0, what
+        assert seal.refused_opens(sealed.pid) == 0
+        assert seal.refused_connects(free.pid) == 0
+        seal.unseal(sealed.pid)
+        for what, where in tries:
+            assert sealed.does(what, where) == 0, what
+        os.unlink(path)
+
+
 def test_full_map_forgets_the_dead(seal: Seal) -> None:
     size = seal._map.max_entries
     for n in range(size):
@@ -334,6 +454,15 @@ def test_a_seal_that_does_not_refuse_is_told(seal: Seal) -> None:
     seal.seal(1 << 30, 7)
     with Seal.load() as again:
         assert again.sealed()[1 << 30].start_ns == 7
+
+
+@pytest.mark.parametrize("hook", ["ioctl", "open", "write", "connect"])
+def test_each_hook_that_is_gone_is_told(seal: Seal, hook: str) -> None:
+    """Whoever removed the pin: it is seen by trying, and loading makes it good."""
+    (PIN_DIR / f"hwerr_seal_{hook}").unlink()
+    with pytest.raises((FileNotFoundError, bpf.BpfError)):
+        Seal.open_pinned()
+    Seal.load().close()
 
 
 def test_unprivileged(seal: Seal) -> None:
