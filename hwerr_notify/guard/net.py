@@ -7,17 +7,20 @@ Each may be done again; what is gone already is as it should be.
 from __future__ import annotations
 
 import asyncio
+import errno
+import functools
 import os
 import re
+from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
+from . import netns
 from .errors import Fault, Refused
 from .monitor import Monitor, hmp, together
-from .process import SYSFS, Process
+from .process import SYSFS, Process, Tap
 
 __all__ = [
     "backends",
@@ -27,10 +30,13 @@ __all__ = [
     "release_backends",
     "release_taps",
     "stop_dma",
+    "tap_states",
 ]
 
 # PCI Local Bus 3.0, 6.2.2: Command register, Bus Master bit.
 _PCI_COMMAND, _PCI_MASTER = 4, 1 << 2
+# linux/if.h
+_IFF_UP = 1
 _BACKEND = re.compile(r"^(?: \\ )?(\S+): index=\d+,type=(?!nic\b)", re.M)
 
 
@@ -70,7 +76,8 @@ async def _release_backend(monitor: Monitor, name: str) -> bool:
     return True
 
 
-def _release_taps(names: list[str]) -> list[str]:
+def _set_down(names: list[str]) -> tuple[list[str], list[str]]:
+    """In the namespace of the thread that calls: those that were still there, and what failed."""
     try:
         from pyroute2 import IPRoute, NetlinkError
     except ImportError as error:
@@ -88,29 +95,77 @@ def _release_taps(names: list[str]) -> list[str]:
                 ip.link("set", index=found[0], state="down")
                 ip.link("set", index=found[0], master=0)
             except NetlinkError as error:
-                # ENODEV: a tap that is not persistent went with its last user.
-                if error.code != 19:
-                    failed.append(f"tap {name}: {os.strerror(error.code)}")
-                continue
+                # Whatever has it that does not give it away: it is down, and carries nothing.
+                if error.code != errno.EOPNOTSUPP:
+                    # ENODEV: a tap that is not persistent went with its last user.
+                    if error.code != errno.ENODEV:
+                        failed.append(f"tap {name}: {os.strerror(error.code)}")
+                    continue
             changed.append(name)
+    return changed, failed
+
+
+def _release_taps(taps: list[str], pid: int) -> list[str]:
+    changed, failed = [], []
+    for namespace, names in _by_namespace(taps).items():
+        try:
+            done, why = netns.inside(namespace, pid, functools.partial(_set_down, names))
+        except Fault as error:
+            done, why = [], [f"tap {', '.join(names)}: {error}"]
+        changed += [str(Tap(name, namespace)) for name in done]
+        failed += why
     if failed:
         raise Fault("; ".join(failed))
     return changed
 
 
-async def release_taps(names: list[str]) -> list[str]:
-    """Off their bridge and down; those that were still there. Fault."""
-    return await asyncio.to_thread(_release_taps, names) if names else []
+def _by_namespace(taps: list[str]) -> dict[str | None, list[str]]:
+    found: dict[str | None, list[str]] = {}
+    for tap in map(Tap.parse, taps):
+        found.setdefault(tap.namespace, []).append(tap.name)
+    return found
 
 
-def tap_state(name: str) -> dict[str, Any] | None:
-    """Whether the interface is up and on a bridge; None if there is none."""
+async def release_taps(taps: list[str], process: Process) -> list[str]:
+    """Off their bridge and down, each in its namespace; those that were still there. Fault."""
+    return await asyncio.to_thread(_release_taps, taps, process.pid) if taps else []
+
+
+def tap_states(taps: list[str], pid: int) -> dict[str, dict[str, bool]]:
+    """Whether each interface is up and on a bridge, of those that there are. Blocks. Fault."""
+    found = {}
+    for namespace, names in _by_namespace(taps).items():
+        look = _state if namespace is None else _state_elsewhere
+        for name, state in netns.inside(namespace, pid, functools.partial(_states, names, look)).items():
+            found[str(Tap(name, namespace))] = state
+    return found
+
+
+def _states(names: list[str], look: Callable[[str], dict[str, bool] | None]) -> dict[str, dict[str, bool]]:
+    states = {name: look(name) for name in names}
+    return {name: state for name, state in states.items() if state is not None}
+
+
+def _state(name: str) -> dict[str, bool] | None:
     link = Path("/sys/class/net") / name
     try:
         flags = int((link / "flags").read_text("ascii"), 16)
     except FileNotFoundError:
         return None
-    return {"up": bool(flags & 1), "bridged": (link / "brport").exists() or (link / "master").exists()}
+    # Open vSwitch has it as a master, too: what is on that and down carries nothing.
+    return {"up": bool(flags & _IFF_UP), "bridged": (link / "brport").exists()}
+
+
+def _state_elsewhere(name: str) -> dict[str, bool] | None:
+    """Of the namespace of the thread that calls. What is mounted at /sys shows another's."""
+    from pyroute2 import IPRoute
+
+    with IPRoute() as ip:
+        for index in ip.link_lookup(ifname=name):
+            for link in ip.get_links(index):
+                kind = link.get_nested("IFLA_LINKINFO", "IFLA_INFO_SLAVE_KIND")
+                return {"up": bool(link["flags"] & _IFF_UP), "bridged": kind == "bridge"}
+    return None
 
 
 def stop_dma(process: Process, sysfs: Path = SYSFS) -> list[str]:

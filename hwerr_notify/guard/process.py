@@ -8,20 +8,23 @@ moment. The process is held by a pidfd, so a reused number is never taken for it
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import re
 import select
 import signal
+import socket
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
+from . import netns
 from .errors import GuardError
 
-__all__ = ["SYSFS", "Held", "Process", "Thread", "passed_through"]
+__all__ = ["SYSFS", "Connection", "Held", "Process", "Tap", "Thread", "passed_through"]
 
 _PROC = "/proc"
 SYSFS = Path("/sys")
@@ -45,6 +48,14 @@ _LOCK_OF_READING = 100
 _LOCK = re.compile(r"^lock:\s*\d+: (?:OFDLCK|POSIX)\s+\S+\s+\S+\s+\S+\s+\S+\s+(\d+)\s+(\d+|EOF)\s*$", re.M)
 _FLAGS = re.compile(r"^flags:\s*([0-7]+)", re.M)
 _TAP = re.compile(r"^iff:[ \t]*(\S+)", re.M)
+_MACVTAP = re.compile(r"/tap\d+$")
+
+# drivers/vhost. A network's goes with its tap. A vsock's worker is stopped with the guest, and the seal
+# refuses to begin it again.
+_VHOST = re.compile(r"/dev/vhost-(?!net$|vsock$)\S+")
+
+_SYS_PIDFD_GETFD = 438
+_libc = ctypes.CDLL(None, use_errno=True)
 
 # drivers/vfio: a file a group, or (iommufd, since 6.6, 8b6f173a4ce4) a file a device.
 _VFIO_GROUP = re.compile(r"/dev/vfio/(?:noiommu-)?(\d+)")
@@ -78,6 +89,33 @@ class Held:
     block: bool
     writable: bool
     locked: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Tap:
+    """A tap interface. `namespace`: its network namespace, None if that is this process's."""
+
+    name: str
+    namespace: str | None = None
+
+    def __str__(self) -> str:
+        # No blank is in an interface's name.
+        return f"{self.name} in {self.namespace}" if self.namespace else self.name
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """What str() has made."""
+        name, _, namespace = text.partition(" in ")
+        return cls(name, namespace or None)
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """A connected socket. `peer`: a path if it is `local` (AF_UNIX), else HOST:PORT."""
+
+    fd: int
+    local: bool
+    peer: str
 
 
 class Process:
@@ -173,6 +211,16 @@ class Process:
             found.append(Thread(tid, in_guest, words[:1] == ["running"], fields.split()[0]))
         return found
 
+    def _links(self, what: str) -> list[str]:
+        """Numbers of what it has open that is shown so."""
+        found = []
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            for name in os.listdir(self._path("fd")):
+                with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                    if os.readlink(self._path("fd", name)).startswith(what):
+                        found.append(name)
+        return found
+
     def _open_files(self) -> list[tuple[str, str]]:
         """(number, target) of what it has open, but for what has no name: sockets, pipes, KVM's own."""
         found = []
@@ -216,16 +264,72 @@ class Process:
         return os.stat(self._path("root" if path.startswith("/") else "cwd", path.lstrip("/")))
 
     def taps(self) -> list[str]:
-        """Names of the tap interfaces it has open (drivers/net/tun.c, tun_chr_show_fdinfo)."""
-        names = set()
-        for name, _ in self._open_files():
+        """The tap interfaces it has open, macvtap's as well, as `Tap` writes them."""
+        found = set()
+        for name, target in self._open_files():
             try:
                 info = _read(self._path("fdinfo", name)).decode("ascii", "replace")
+                # drivers/net/tun.c, tun_chr_show_fdinfo().
+                if match := _TAP.search(info):
+                    with self._same(int(name)) as fd:
+                        found.add(str(Tap(match[1], _elsewhere(netns.of_tap(fd)))))
+                elif _MACVTAP.search(target):
+                    found.add(self._macvtap(name, target))
             except FileNotFoundError:
                 continue
-            if match := _TAP.search(info):
-                names.add(match[1])
-        return sorted(names)
+        return sorted(found)
+
+    def _macvtap(self, name: str, target: str) -> str:
+        """The interface behind /dev/tapN, of which N is the number; each has a device number of its own."""
+        device = os.stat(self._path("fd", name)).st_rdev
+        # Only what is in this process's namespace is shown there.
+        node = SYSFS / "dev/char" / f"{os.major(device)}:{os.minor(device)}"
+        home = node.resolve()
+        if node.exists() and home.parent.parent.name == "net":
+            return home.parent.name
+        # It is not found by that name, and so not taken for gone.
+        return str(Tap(target, "another"))
+
+    @contextlib.contextmanager
+    def _same(self, fd: int) -> Iterator[int]:
+        """A descriptor of this process for what it has open there. FileNotFoundError if it has closed it."""
+        own = _libc.syscall(_SYS_PIDFD_GETFD, self.pidfd, fd, 0)
+        if own < 0:
+            code = ctypes.get_errno()
+            if code in (errno.EBADF, errno.ESRCH):
+                code = errno.ENOENT
+            raise OSError(code, f"looking into process {self.pid}: {os.strerror(code)}")
+        try:
+            yield own
+        finally:
+            os.close(own)
+
+    def connections(self) -> list[Connection]:
+        """Sockets with which it has connected to somebody; not those that it has accepted."""
+        ends, listens = {}, set()
+        for name in self._links("socket:["):
+            with contextlib.suppress(FileNotFoundError), self._same(int(name)) as fd, \
+                    socket.socket(fileno=os.dup(fd)) as sock:  # fmt: skip
+                try:
+                    mine = _address(sock.family, sock.getsockname())
+                    if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                        listens.add(mine)
+                    else:
+                        ends[int(name)] = (sock.family, mine, _address(sock.family, sock.getpeername()))
+                except OSError:
+                    # Not connected, or of a kind that never is.
+                    continue
+        ports = {address.rpartition(":")[2] for address in listens}
+        return [
+            Connection(fd, family == socket.AF_UNIX, peer)
+            for fd, (family, mine, peer) in ends.items()
+            # Accepted: under the address, or the port, at which it listens.
+            if not (mine if family == socket.AF_UNIX else mine.rpartition(":")[2] in ports)
+        ]
+
+    def vhost(self) -> list[str]:
+        """Devices that the kernel serves for it by way of vhost, but for its network's."""
+        return sorted({target for _, target in self._open_files() if _VHOST.fullmatch(target)})
 
     def vfio_devices(self, sysfs: Path = SYSFS) -> list[str]:
         """PCI addresses of passed-through devices, as the kernel names their files."""
@@ -265,6 +369,17 @@ class Process:
             )
         except FileNotFoundError:
             return False
+
+
+def _elsewhere(namespace: str) -> str | None:
+    return None if namespace == os.readlink(netns.OWN) else namespace
+
+
+def _address(family: int, address: Any) -> str:
+    if family == socket.AF_UNIX:
+        # An abstract name is bytes, and begins with a zero.
+        return os.fsdecode(address)
+    return f"{address[0]}:{address[1]}"
 
 
 def passed_through(files: Iterable[str], sysfs: Path = SYSFS) -> list[str]:

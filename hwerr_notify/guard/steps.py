@@ -404,7 +404,7 @@ class Steps:
     @staticmethod
     async def _release_network(vm: Vm, monitor: Monitor) -> tuple[list[str], list[str]]:
         backends = await net.release_backends(monitor)
-        taps = await net.release_taps(list(vm.machine.taps))
+        taps = await net.release_taps(list(vm.machine.taps), vm.process)
         fault_point("amid-release")
         return backends, taps
 
@@ -413,9 +413,8 @@ class Steps:
         """Fault if not. In a thread, as all looks at the process."""
         if still := vm.process.taps():
             raise Fault(f"QEMU says its network is gone, and holds {', '.join(still)}")
-        for tap in vm.machine.taps:
-            state = net.tap_state(tap)
-            if state and (state["up"] or state["bridged"]):
+        for tap, state in net.tap_states(list(vm.machine.taps), vm.process.pid).items():
+            if state["up"] or state["bridged"]:
                 raise Fault(
                     f"{tap} is {'up' if state['up'] else 'on a bridge'} again: something else sets it"
                 )
