@@ -1312,6 +1312,7 @@ class Guard:
             "degraded": vm.degraded,
             "refused_runs": self.sealer.refusals(vm.process),
             "refused_opens": self.sealer.refused_opens(vm.process),
+            "refused_connects": self.sealer.refused_connects(vm.process),
             "dumping": list(vm.progress) if vm.progress else None,
         }
 

@@ -9,7 +9,8 @@ to nowhere does, which a poisoned page would kill. It was seen to work on QEMU 7
 
 Where a node cannot be detached, all are made inactive (`blockdev-set-active` from QEMU
 10.0, or a migration to nowhere before, if no page is poisoned). Then the process must be frozen
-too, and `Released.detached` is False.
+too, and `Released.detached` is False. So it is where QEMU was given an image as an open file (`-add-fd`) and
+does not close it.
 
 Everything may be done again: what is detached already is left alone.
 """
@@ -17,13 +18,14 @@ Everything may be done again: what is detached already is left alone.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from .errors import Fault, MonitorError, Refused
 from .monitor import Monitor, answer, hmp, together
+from .outside import Given, take_given
 from .process import Held, Process
 
 __all__ = ["Released", "release", "still_held"]
@@ -214,12 +216,12 @@ def image_paths(nodes: list[dict[str, Any]]) -> frozenset[str]:
     return frozenset(str(n["file"]) for n in nodes if n.get("drv") in ("file", "host_device", "host_cdrom"))
 
 
-def still_held(process: Process, images: frozenset[str]) -> list[Held]:
+def still_held(process: Process, images: frozenset[str], given: Iterable[Given] = ()) -> list[Held]:
     """Open files through which the process could still write an image, or bar another from it.
 
     A file is known by what it is, as it may be open under another name than QEMU was given.
     """
-    known = set()
+    known = {file.shown for file in given}
     for image in images:
         with suppress(OSError):
             status = process.stat(image)
@@ -232,16 +234,29 @@ def still_held(process: Process, images: frozenset[str]) -> list[Held]:
     ]
 
 
-async def release(monitor: Monitor, process: Process, images: frozenset[str], *, poisoned: bool) -> Released:
+async def release(
+    monitor: Monitor,
+    process: Process,
+    images: frozenset[str],
+    *,
+    poisoned: bool,
+    given: Iterable[Given] = (),
+) -> Released:
     """The guest must be stopped. Fault, MonitorError. Verified from outside QEMU."""
     try:
         reasons = await _detach(monitor)
     except Refused as error:
         reasons = [str(error)]
     if not reasons:
+        await take_given(monitor, images)
         # In a thread: a look at a file on a dead NFS server does not come back.
-        if held := await asyncio.to_thread(still_held, process, images):
-            raise Fault(f"QEMU says its disks are gone, and holds {', '.join(h.path for h in held)}")
+        if held := await asyncio.to_thread(still_held, process, images, given):
+            names = ", ".join(h.path for h in held)
+            kept = {file.shown for file in given}
+            if any(h.locked or (h.device, h.inode) not in kept for h in held):
+                raise Fault(f"QEMU says its disks are gone, and holds {names}")
+            # QEMU 7.2 closes none of them while the guest does not run (monitor_fdset_cleanup()).
+            return Released(False, f"detached, but QEMU keeps the open file that it was given: {names}")
         return Released(True, "detached")
     try:
         how = await _inactivate(monitor, poisoned)

@@ -20,9 +20,9 @@ from typing import Any, Protocol
 from qemu.qmp import ConnectError, ExecInterruptedError, ExecuteError, Message, QMPClient, QMPError
 from qemu.qmp.protocol import Runstate, StateError
 
-from .errors import MonitorError, NobodyListensError, Refused
+from .errors import Fault, GuardError, MonitorError, NobodyListensError, Refused
 
-__all__ = ["EventHandler", "Monitor", "QmpMonitor", "answer", "hmp", "together"]
+__all__ = ["EventHandler", "Monitor", "QmpMonitor", "answer", "hmp", "together", "whatever_fails"]
 
 EventHandler = Callable[[dict[str, Any]], None]
 
@@ -77,6 +77,21 @@ async def together(*jobs: Coroutine[Any, Any, Any]) -> list[Any]:
     finally:
         for task in tasks:
             task.cancel()
+
+
+async def whatever_fails(*jobs: Coroutine[Any, Any, Any]) -> list[Any]:
+    """As `together`, but each is done to its end, whatever becomes of the others. All that failed is told."""
+    done = await asyncio.gather(*jobs, return_exceptions=True)
+    failed = [result for result in done if isinstance(result, BaseException)]
+    if not failed:
+        return done
+    # What nobody expects goes first, and as it is.
+    for error in failed:
+        if not isinstance(error, GuardError | OSError):
+            raise error
+    if len(failed) == 1:
+        raise failed[0]
+    raise Fault("; ".join(str(error) for error in failed))
 
 
 class _Client(QMPClient):

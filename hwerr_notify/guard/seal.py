@@ -2,10 +2,10 @@
 """The seal: the guest never runs again, whoever says what to QEMU.
 
 The strong one is the LSM program (bpf/seal.bpf.c), which refuses KVM_RUN to the
-process, and to open a device or one of its images again. The weaker is the cgroup v2 freezer: nothing
-in the process runs, its monitor neither, but whoever may write to the cgroup can thaw it, and then
-nothing keeps it from its disks. Both may be wanted: for a process whose disks could not be
-detached, its monitor must be silent as well.
+process, and to open a device or one of its images again, to write to one, and to connect a socket. The
+weaker is the cgroup v2 freezer: nothing in the process runs, its monitor neither, but whoever may write
+to the cgroup can thaw it, and then nothing keeps it from its disks. Both may be wanted: for a process whose
+disks could not be detached, its monitor must be silent as well.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 from .. import bpf
 from .errors import Fault
 from .fault import fault_point
+from .outside import FDSET, Given
 from .process import TICK_NS, Process
 
 __all__ = ["Freezer", "Sealed", "Sealer"]
@@ -132,17 +133,31 @@ class Sealer:
         return entry.refusals if entry.start_ns // TICK_NS == process.start_ticks else None
 
     def refused_opens(self, process: Process) -> int | None:
-        """How often it was refused to open a device or an image; None as of `refusals`."""
+        """How often it was refused to open a device or an image, or to write; None as of `refusals`."""
         if self._lsm is None or self.refusals(process) is None:
             return None
         return self._lsm.refused_opens(process.pid)
 
+    def refused_connects(self, process: Process) -> int | None:
+        """How often it was refused to connect a socket; None as of `refusals`."""
+        if self._lsm is None or self.refusals(process) is None:
+            return None
+        return self._lsm.refused_connects(process.pid)
+
     async def seal(
-        self, process: Process, *, kvm: bool, whole: bool, limit: float, images: Iterable[str] = ()
+        self,
+        process: Process,
+        *,
+        kvm: bool,
+        whole: bool,
+        limit: float,
+        images: Iterable[str] = (),
+        given: Iterable[Given] = (),
     ) -> Sealed:
         """`whole`: freeze the process too; without KVM there is nothing else. Fault if it is not sealed.
 
-        `images` are not opened by it again, as far as there are files of these names where it looks for them.
+        `images` are not opened by it again, as far as there are files of these names where it looks for them;
+        nor is what it was `given`.
         """
         by_lsm = False
         why = self.why_weaker or ("it does not run under KVM" if not kvm else None)
@@ -162,17 +177,24 @@ class Sealer:
                 reason = f"KVM_RUN is not refused ({why}), and " if why else ""
                 raise Fault(f"{reason}the process cannot be frozen: {error}") from None
         if by_lsm:
-            how = "KVM_RUN and opening its disks refused" + await self._keep_out(process, images, limit / 2)
+            how = "KVM_RUN, its disks and connecting refused" + await self._keep_out(
+                process, images, tuple(given), limit / 2
+            )
             return Sealed(False, whole, how + (", process frozen" if whole else ""))
         return Sealed(True, True, f"process frozen by cgroup; KVM_RUN is not refused: {why}")
 
-    async def _keep_out(self, process: Process, images: Iterable[str], limit: float) -> str:
+    async def _keep_out(
+        self, process: Process, images: Iterable[str], given: tuple[Given, ...], limit: float
+    ) -> str:
         """From its images, by their inodes; of which not, for people. The guest is sealed in any case."""
         assert self._lsm is not None
         try:
             async with asyncio.timeout(limit):
                 # In a thread: a look at a file on a dead NFS server does not come back.
                 files, unknown = await asyncio.to_thread(_inodes, process.pid, images)
+            if given and all(file.kernel for file in given):
+                unknown = [image for image in unknown if not image.startswith(FDSET)]
+            files += [file.kernel for file in given if file.kernel]
             self._lsm.seal(process.pid, process.start_ns, files)
         except (OSError, TimeoutError) as error:
             return f" (devices only: {error if str(error) else 'its images do not answer'})"

@@ -23,12 +23,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from . import disks, layout, net
+from . import disks, layout, net, outside
 from .dump import Dumped, write_core
 from .errors import Fault, GuardError, MonitorError, Refused
 from .fault import fault_point
 from .kernel import KernelGuard
-from .monitor import Monitor, together
+from .monitor import Monitor, together, whatever_fails
 from .policy import Policy
 from .process import Process, Thread
 from .seal import Sealer
@@ -385,12 +385,24 @@ class Steps:
         known = incident.steps["record"].facts.get("machine")
         if known:
             vm.machine = Machine.from_json(known)
-        (backends, taps), devices, released = await together(
+        machine = vm.machine
+        # What cannot be released spares nothing else.
+        (backends, taps), devices, released, _ = await whatever_fails(
             self._release_network(vm, monitor),
             asyncio.to_thread(net.stop_dma, vm.process),
-            disks.release(monitor, vm.process, frozenset(vm.machine.images), poisoned=bool(incident.poison)),
+            disks.release(
+                monitor,
+                vm.process,
+                frozenset(machine.images),
+                poisoned=bool(incident.poison),
+                given=machine.given,
+            ),
+            asyncio.to_thread(outside.nothing_else, vm.process, machine.devices),
         )
         await asyncio.to_thread(self._network_is_gone, vm)
+        if released.detached:
+            said = "QEMU says its disks are gone, and is connected to"
+            await asyncio.to_thread(self._disconnected, vm, said)
         fault_point("inside-release")
         await self.hooks(vm, incident)
         facts = {"detached": released.detached, "backends": backends, "taps": taps, "devices": devices}
@@ -419,6 +431,13 @@ class Steps:
                     f"{tap} is {'up' if state['up'] else 'on a bridge'} again: something else sets it"
                 )
 
+    @staticmethod
+    def _disconnected(vm: Vm, what: str) -> None:
+        """Fault if it is connected to what may be its disks. Blocks."""
+        machine = vm.machine
+        if still := outside.connected(vm.process, frozenset(machine.remotes), frozenset(machine.peers)):
+            raise Fault(f"{what} {', '.join(still)}")
+
     # -- seal ----------------------------------------------------------------
 
     async def _seal(self, vm: Vm, incident: Incident, began: int) -> Step:
@@ -430,6 +449,7 @@ class Steps:
             whole=vm.policy.freeze_process or not detached,
             limit=self.policy.limits["seal"],
             images=vm.machine.images,
+            given=vm.machine.given,
         )
         # Somebody may have let it go on before the seal, which a vCPU meets when it leaves the guest.
         self.kernel.stop(vm.process)
@@ -458,9 +478,13 @@ class Steps:
             raise Fault("QEMU has ended")
 
     def _released(self, vm: Vm, detached: bool) -> None:
-        held = disks.still_held(vm.process, frozenset(vm.machine.images))
+        machine = vm.machine
+        held = disks.still_held(vm.process, frozenset(machine.images), machine.given)
         if any(h.locked or detached for h in held):
             raise Fault(f"QEMU has taken back {', '.join(h.path for h in held)}")
+        if detached:
+            self._disconnected(vm, "QEMU has taken back")
+        outside.nothing_else(vm.process, machine.devices)
         self._network_is_gone(vm)
         net.dma_is_stopped(vm.process)
 

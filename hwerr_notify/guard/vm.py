@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import quote
 
 from ..message import printable
-from . import disks, layout
+from . import disks, layout, outside
 from .errors import MonitorError, Refused
 from .monitor import Monitor, answer, hmp, together
 from .policy import VmPolicy
@@ -28,6 +28,11 @@ class Machine:
     images: tuple[str, ...] = ()
     taps: tuple[str, ...] = ()
     ranges: tuple[layout.Range, ...] = ()
+    # As of outside.py.
+    devices: tuple[str, ...] = ()
+    remotes: tuple[str, ...] = ()
+    peers: tuple[str, ...] = ()
+    given: tuple[outside.Given, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -36,6 +41,10 @@ class Machine:
             "images": list(self.images),
             "taps": list(self.taps),
             "ranges": layout.to_json(self.ranges),
+            "devices": list(self.devices),
+            "remotes": list(self.remotes),
+            "peers": list(self.peers),
+            "given": [[g.shown, g.kernel] for g in self.given],
         }
 
     @classmethod
@@ -46,14 +55,23 @@ class Machine:
             tuple(data["images"]),
             tuple(data["taps"]),
             layout.from_json(data["ranges"]),
+            # Not in what an earlier release has saved.
+            tuple(data.get("devices", ())),
+            tuple(data.get("remotes", ())),
+            tuple(data.get("peers", ())),
+            tuple(
+                outside.Given((shown[0], shown[1]), (kernel[0], kernel[1]) if kernel else None)
+                for shown, kernel in data.get("given", ())
+            ),
         )
 
 
 async def look(monitor: Monitor, process: Process, before: Machine | None = None) -> Machine:
     """Asks QEMU and the kernel. What `before` knew of disks and taps stays known. MonitorError."""
-    said_cpus, said_nodes, ranges, (seen_taps, kvm) = await together(
+    said_cpus, said_nodes, devices, ranges, (seen_taps, kvm) = await together(
         monitor.execute("query-cpus-fast"),
         monitor.execute("query-named-block-nodes", {"flat": True}),
+        outside.devices(monitor),
         layout.ranges(monitor, before.ranges if before else ()),
         asyncio.to_thread(lambda: (process.taps(), process.has_kvm())),
     )
@@ -62,16 +80,30 @@ async def look(monitor: Monitor, process: Process, before: Machine | None = None
     try:
         tids = tuple(sorted(int(cpu["thread-id"]) for cpu in cpus))
         images = disks.image_paths(nodes)
+        remotes = outside.remotes(nodes)
+        foreign = outside.foreign(nodes)
     except (KeyError, TypeError, ValueError) as error:
         raise MonitorError(f"QEMU's answers make no sense ({error!r})") from None
-    taps = set(seen_taps)
-    return Machine(
+    known = before or Machine()
+    machine = Machine(
         kvm=kvm,
         tids=tids,
-        images=tuple(sorted(images | set(before.images if before else ()))),
-        taps=tuple(sorted(taps | set(before.taps if before else ()))),
+        images=tuple(sorted(images | set(known.images))),
+        taps=tuple(sorted(set(seen_taps) | set(known.taps))),
         ranges=ranges,
+        # One that was unplugged counts until the guard looks anew: it would be QEMU's word alone.
+        devices=tuple(sorted({*devices, *foreign, *known.devices})),
+        remotes=tuple(sorted(remotes | set(known.remotes))),
+        peers=known.peers,
+        given=known.given,
     )
+    # Another round trip, of those few that have such disks and were not known to.
+    if machine.remotes and not known.remotes:
+        machine = replace(machine, peers=tuple(sorted(await outside.peers(monitor))))
+    if new := images - set(known.images):
+        given = await outside.given(monitor, process, new)
+        machine = replace(machine, given=tuple(given | set(known.given)))
+    return machine
 
 
 @dataclass(eq=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ class Seals(Sealer):
         return self.held
 
     async def seal(
-        self, process: Process, *, kvm: bool, whole: bool, limit: float, images: Iterable[str] = ()
+        self, process: Process, *, kvm: bool, whole: bool, limit: float, **_: Any
     ) -> Sealed:
         if self.why_not:
             raise Fault(self.why_not)

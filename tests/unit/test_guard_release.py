@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,16 @@ QEMUS = ["qemu-system-x86_64", *filter(None, [os.environ.get("HWERR_QEMU")])]
 
 
 class Refuses(QmpMonitor):
-    """A monitor that does not do one command."""
+    """A monitor that does not do one command, and lies about others."""
 
     refused = "nothing"
+    lies: Mapping[str, Any] = {}
 
     async def execute(self, command: str, arguments: dict[str, Any] | None = None, **more: Any) -> Any:
         if command == self.refused:
             raise Refused("GenericError", "not today")
+        if command in self.lies:
+            return self.lies[command]
         # A machine that is busy takes its time.
         return await super().execute(command, arguments, **{**more, "limit": 60.0})
 
@@ -46,13 +49,17 @@ def free(path: Path) -> bool:
 
 
 async def with_qemu(
-    qemu: str, home: Path, options: list[str], job: Callable[[Refuses, Process], Awaitable[None]]
+    qemu: str,
+    home: Path,
+    options: list[str],
+    job: Callable[[Refuses, Process], Awaitable[None]],
+    **more: Any,
 ) -> None:
-    """Starts a guest that has no program, and stops it."""
+    """Starts a guest that has no program, and stops it. `more` is for its process."""
     path = home / "qmp"
     argv = [qemu, "-nodefaults", "-no-user-config", "-display", "none", "-machine", "pc,accel=tcg",
             "-m", "16M", "-qmp", f"unix:{path},server=on,wait=off", *options]  # fmt: skip
-    child = await asyncio.create_subprocess_exec(*argv, stdin=asyncio.subprocess.DEVNULL)
+    child = await asyncio.create_subprocess_exec(*argv, stdin=asyncio.subprocess.DEVNULL, **more)
     try:
         while not path.exists():
             assert child.returncode is None

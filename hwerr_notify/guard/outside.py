@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: MIT
+"""What else a QEMU reaches the outside by than image files and taps: other programs, sockets, open files.
+
+Devices whose other half is another program or the kernel (vhost-user, vhost-scsi, vDPA) have no node that
+could be taken from them, and a guest that has one is not called FROZEN. Disks that are reached over the
+network are detached as others are; that it is so is seen by their connections. What QEMU was given as an
+open file (`-add-fd`) has no name of its own, and is known by what it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from .. import bpf
+from .errors import Fault, MonitorError, Refused
+from .monitor import Monitor, answer, together
+from .process import Process
+
+__all__ = ["Given", "connected", "devices", "given", "nothing_else", "peers", "remotes", "unreleased"]
+
+# hw/virtio, hw/scsi, hw/display, hw/remote, hw/vfio-user of QEMU: whose other half is not in it. A network's
+# is a backend's, and goes with it; a vsock's worker is stopped with the guest, and the seal does not let it
+# begin again.
+_DEVICE = re.compile(
+    r"child<(vhost-user-[a-z0-9]+|vhost-scsi|vhost-vdpa-device|vfio-user-pci|x-pci-proxy-dev)"
+)
+
+# block/: protocols that are spoken over a connection, and libblkio's drivers, which are no files.
+_REMOTE = frozenset(
+    {"nbd", "rbd", "iscsi", "nfs", "gluster", "gluster+tcp", "gluster+unix", "gluster+rdma", "ssh", "http",
+     "https", "ftp", "ftps", "sheepdog", "vxhs"}
+)  # fmt: skip
+_FOREIGN = frozenset(
+    {"virtio-blk-vhost-user", "virtio-blk-vhost-vdpa", "virtio-blk-vfio-pci", "nvme-io_uring"}
+)
+
+FDSET = "/dev/fdset/"
+# How long a look at a given file may take, seconds: one on a dead NFS server does not come back.
+_LOOKS_WITHIN = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A file that QEMU was given open: (device, inode) as stat(2) shows it, and as the kernel numbers it.
+
+    Which may not be known, as when it is on a mount that nobody shows.
+    """
+
+    shown: tuple[int, int]
+    kernel: tuple[int, int] | None
+
+
+async def devices(monitor: Monitor) -> list[str]:
+    """Those that are not released, with their names. MonitorError."""
+    found = []
+    places = ("/machine/peripheral", "/machine/peripheral-anon")
+    for children in await together(*(monitor.execute("qom-list", {"path": place}) for place in places)):
+        for child in answer(children, list, "qom-list"):
+            if match := _DEVICE.match(str(child["type"])):
+                found.append(f"{match[1]} {child['name']}")
+    return found
+
+
+def foreign(nodes: list[dict[str, Any]]) -> list[str]:
+    """Nodes that are not released, as `devices`."""
+    return [f"{n['drv']} {n['node-name']}" for n in nodes if n.get("drv") in _FOREIGN]
+
+
+def remotes(nodes: list[dict[str, Any]]) -> frozenset[str]:
+    """What is reached over a connection, as QEMU names it."""
+    return frozenset(f"{n['drv']} {n['file']}" for n in nodes if n.get("drv") in _REMOTE)
+
+
+async def peers(monitor: Monitor) -> frozenset[str]:
+    """HOST:PORT to which character devices are connected. MonitorError."""
+    said = answer(await monitor.execute("query-chardev"), list, "query-chardev")
+    found = [str(chardev["filename"]).rpartition(" <-> ") for chardev in said]
+    return frozenset(peer for _, arrow, peer in found if arrow)
+
+
+async def given(monitor: Monitor, process: Process, images: Iterable[str]) -> frozenset[Given]:
+    """Files of those images that are sets of open files. MonitorError."""
+    wanted = {int(i.removeprefix(FDSET)) for i in images if i.startswith(FDSET)}
+    if not wanted:
+        return frozenset()
+    sets = answer(await monitor.execute("query-fdsets"), list, "query-fdsets")
+    numbers = [int(fd["fd"]) for s in sets if int(s["fdset-id"]) in wanted for fd in s["fds"]]
+    try:
+        async with asyncio.timeout(_LOOKS_WITHIN):
+            return await asyncio.to_thread(_given, process, numbers)
+    except TimeoutError:
+        raise MonitorError("a file that QEMU was given does not answer") from None
+
+
+def _given(process: Process, numbers: list[int]) -> frozenset[Given]:
+    # QEMU's own, and those that it locks: it may have been told to forget the set since.
+    numbers = [*numbers, *(held.fd for held in process.files() if held.locked)]
+    found = set()
+    for number in numbers:
+        with suppress(FileNotFoundError, ProcessLookupError):
+            status = os.stat(f"/proc/{process.pid}/fd/{number}")
+            kernel = None
+            with suppress(OSError):
+                kernel = bpf.inode_of_open(process.pid, number)
+            found.add(Given((status.st_dev, status.st_ino), kernel))
+    return frozenset(found)
+
+
+async def take_given(monitor: Monitor, images: Iterable[str]) -> None:
+    """Has QEMU close its own files of these sets, once no node uses them. MonitorError."""
+    sets = sorted(int(i.removeprefix(FDSET)) for i in images if i.startswith(FDSET))
+    await together(*(_take(monitor, number) for number in sets))
+
+
+async def _take(monitor: Monitor, number: int) -> None:
+    # Gone already, or will not go: what is open is looked at in the kernel.
+    with suppress(Refused):
+        await monitor.execute("remove-fd", {"fdset-id": number})
+
+
+def unreleased(process: Process, known: Iterable[str]) -> list[str]:
+    """Devices that are not released, as far as QEMU has said and the kernel shows. Blocks."""
+    return [*known, *process.vhost()]
+
+
+def connected(process: Process, to: frozenset[str], others: frozenset[str]) -> list[str]:
+    """Peers to which it is still connected and that may be those of remote disks. Blocks.
+
+    Where there is none, nobody's connection matters. Over which a network disk goes is not always to be known
+    by its name: all count but those of character devices (`others`), and over AF_UNIX those that are named.
+    """
+    if not to:
+        return []
+    return [
+        c.peer
+        for c in process.connections()
+        if (any(c.peer in name for name in to) if c.local else c.peer not in others)
+    ]
+
+
+def nothing_else(process: Process, known: Iterable[str]) -> None:
+    """Blocks. Fault if there is what is not released."""
+    if found := unreleased(process, known):
+        raise Fault("; ".join(f"{what}: not released by this version" for what in found))
