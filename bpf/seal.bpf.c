@@ -19,7 +19,7 @@
  * has another monitor of QEMU's cannot have it take its disk back. Other files it
  * may open and make, a dump for instance.
  *
- * Nor does it write to them through what it has open or is handed, nor to a VFIO
+ * Nor does it write to them or lock them through what it has open or is handed, nor write to a VFIO
  * device, whose configuration space is written so: bus mastering stays off. VFIO's own
  * ioctls are left alone, because QEMU ends itself when some of them fail, and its guest's
  * memory goes with it; none of them gives bus mastering. Nor does it tell a vhost worker to
@@ -28,7 +28,7 @@
  * What it could still do is to start a program that does so in its place.
  *
  * For everybody else the price is two comparisons an ioctl, and one lookup an open, a
- * connect, a write and a return to a guest.
+ * connect, a write, a lock and a return to a guest.
  */
 #include "hwerr_bpf.h"
 #include "seal.h"
@@ -38,6 +38,7 @@
 #define NSEC_PER_TICK	10000000ULL	/* of USER_HZ */
 
 #define MAY_WRITE	2	/* linux/fs.h */
+#define F_UNLCK		2	/* asm-generic/fcntl.h */
 #define ANON_INODE_FS_MAGIC 0x09041934	/* linux/magic.h */
 
 /* What drivers/vfio calls it, with the byte that ends it. */
@@ -216,6 +217,17 @@ int BPF_PROG(hwerr_seal_write, struct file *file, int mask, int ret)
 		return ret;
 	if (vfio_device(file))
 		return refuse_of(tgid, HWERR_KEPT_OUT_DEVICES);
+	return keep_out(tgid, file->f_inode);
+}
+
+/* What is locked bars others from it, whoever has opened it. Letting go is nobody's harm. */
+SEC("lsm/file_lock")
+int BPF_PROG(hwerr_seal_lock, struct file *file, unsigned int cmd, int ret)
+{
+	__u32 tgid;
+
+	if (ret || cmd == F_UNLCK || !sealed(&tgid))
+		return ret;
 	return keep_out(tgid, file->f_inode);
 }
 

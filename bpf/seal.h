@@ -24,8 +24,8 @@ struct hwerr_seal {
 };
 
 /**
- * struct hwerr_kept_out - a file that a sealed process neither opens nor writes to
- *	any more, key of the map "hwerr_kept_out"
+ * struct hwerr_kept_out - a file that a sealed process neither opens nor writes
+ *	to nor locks any more, key of the map "hwerr_kept_out"
  * @tgid: as above
  * @dev: device of its file system as the kernel numbers it, major << 20 | minor;
  *	the third field of /proc/PID/mountinfo, which stat(2) does not always give

@@ -355,6 +355,7 @@ _PROGRAMS = {
     "hwerr_seal_ioctl_compat": "bpf_lsm_file_ioctl_compat",
     "hwerr_seal_open": "bpf_lsm_file_open",
     "hwerr_seal_write": "bpf_lsm_file_permission",
+    "hwerr_seal_lock": "bpf_lsm_file_lock",
     "hwerr_seal_connect": "bpf_lsm_socket_connect",
 }
 # Maps, pinned under their names, too: what they hold and the sizes of key and value (bpf/seal.h).
@@ -540,6 +541,7 @@ class Seal:
                 self._refused("KVM_RUN", lambda: fcntl.ioctl(fd, _KVM_RUN))
                 self._refused("opening a file", lambda: os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC)))
                 self._refused("writing", lambda: os.write(fd, b"x"))
+                self._refused("locking", lambda: fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB))
                 self._refused("connecting", lambda: unconnected.connect("\0hwerr-nobody"))
         finally:
             self.unseal(me)
@@ -559,8 +561,8 @@ class Seal:
     def seal(self, tgid: int, start_ns: int, files: Iterable[tuple[int, int]] = ()) -> None:
         """KVM_RUN is refused from now on to that process, if it is the one that started then.
 
-        And opening or writing to any device but the harmless, or one of `files` (`inode_of()`); and
-        connecting a socket. What is open stays so.
+        And opening any device but the harmless, or one of `files` (`inode_of()`), writing to it and locking
+        it; and connecting a socket. What is open stays so.
 
         `start_ns` is of CLOCK_BOOTTIME, exact (`Guest.start_ns`) or to 10 ms (`start_of()`). A vCPU
         that is in the guest now stays there until it next leaves for user space: stop it first.
@@ -607,7 +609,7 @@ class Seal:
             return False
 
     def refused_opens(self, tgid: int) -> int:
-        """How often a sealed process was refused to open something or write to it; 0 if it is not sealed."""
+        """How often a sealed process was refused to open, write to or lock something; 0 if not sealed."""
         key = self._key(tgid)
         mine = [e for e in self._kept_out if e.startswith(key)]
         return sum(map(self._count, set(mine) - {self._entry(tgid, 0, _SOCKETS)}))

@@ -315,7 +315,7 @@ def test_what_it_was_released_from_is_not_opened_again(seal: Seal, tmp_path: Pat
 
 
 DOER = """
-    import os, socket, sys
+    import fcntl, os, socket, sys
     files = {path: os.open(path, os.O_RDWR | os.O_CREAT) for path in sys.argv[1:]}
     print("ready", flush=True)
     for line in sys.stdin:
@@ -328,6 +328,9 @@ DOER = """
                     os.pwrite(files[path], b"x", 0)
                 case "grow":
                     os.posix_fallocate(files[path], 0, 8192)
+                case "lock" | "unlock":
+                    kind = fcntl.LOCK_EX if what == "lock" else fcntl.LOCK_UN
+                    fcntl.lockf(files[path], kind, 1, 100)
                 case "read":
                     os.pread(files[path], 1, 0)
                 case "tcp" | "udp":
@@ -373,12 +376,13 @@ class Doer:
 
 
 def test_what_is_open_is_not_written_to(seal: Seal, tmp_path: Path) -> None:
-    """An image and a device, by whatever call; another file is, a null device is, and by others all are."""
+    """Nor locked: an image and a device, by whatever call. Another file is, a null device is, and by others
+    all are."""
     image, other, null = Path("/run/seal.image"), tmp_path / "other", Path("/dev/null")
     # A character device that takes what it is written.
     device = Path("/dev/kmsg")
     with Doer(image, other, null, device) as sealed, Doer(image, other, null, device) as free:
-        for what in ("write", "pwrite", "grow", "read"):
+        for what in ("write", "pwrite", "grow", "read", "lock"):
             assert sealed.does(what, image) == 0, what
         assert sealed.does("write", device) == 0
         seal.seal(sealed.pid, start_of(sealed.pid), [bpf.inode_of(image)])
@@ -394,6 +398,12 @@ def test_what_is_open_is_not_written_to(seal: Seal, tmp_path: Path) -> None:
         assert free.does("write", device) == 0
         assert sealed.does("write", null) == 0
         assert sealed.does("read", image) == 0
+        # What it has locked it can let go, and cannot take back.
+        assert sealed.does("unlock", image) == 0
+        assert sealed.does("lock", image) == errno.EPERM
+        refused += 1
+        assert free.does("lock", image) == 0
+        assert sealed.does("lock", other) == 0
         assert seal.refused_opens(sealed.pid) == refused + 1
         seal.unseal(sealed.pid)
         assert sealed.does("write", image) == 0
@@ -456,7 +466,7 @@ def test_a_seal_that_does_not_refuse_is_told(seal: Seal) -> None:
         assert again.sealed()[1 << 30].start_ns == 7
 
 
-@pytest.mark.parametrize("hook", ["ioctl", "open", "write", "connect"])
+@pytest.mark.parametrize("hook", ["ioctl", "open", "write", "lock", "connect"])
 def test_each_hook_that_is_gone_is_told(seal: Seal, hook: str) -> None:
     """Whoever removed the pin: it is seen by trying, and loading makes it good."""
     (PIN_DIR / f"hwerr_seal_{hook}").unlink()
