@@ -12,6 +12,7 @@ nothing that it does not see by itself: QEMU's STOP makes it give the leases of 
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import logging
 import os
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from ..names import qemu_identity
 from .errors import MonitorError, Refused
-from .monitor import DEFAULT_LIMIT
+from .monitor import DEFAULT_LIMIT, answer
 from .threads import Threads
 
 if TYPE_CHECKING:
@@ -52,9 +53,10 @@ def _connect(libvirt: Any, uri: str, on_close: Callable[[], object]) -> Any:
 class LibvirtMonitor:
     """QEMU's monitor behind a domain, over a connection of its own."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, uuid: str) -> None:
         """Use `open()`."""
-        self._pid = pid
+        self._uuid = uuid
+        self._pid = 0
         self._thread = Threads(1, "libvirt-call")
         # Used in that thread only, and let go of there: their ends are calls, too.
         self._connection: Any = None
@@ -68,10 +70,9 @@ class LibvirtMonitor:
         import libvirt  # type: ignore[import-not-found, unused-ignore]
 
         loop = asyncio.get_running_loop()
-        pid = await asyncio.to_thread(_process_of, uuid)
-        if pid is None:
+        if not await asyncio.to_thread(_processes_of, uuid):
             return None
-        monitor = cls(pid)
+        monitor = cls(uuid)
         try:
             runs = await loop.run_in_executor(monitor._thread, monitor._begin, libvirt, uri, uuid, loop)
         except BaseException as error:
@@ -97,7 +98,26 @@ class LibvirtMonitor:
 
     @property
     def pid(self) -> int:
+        """0 until `find_process()` has found it."""
         return self._pid
+
+    async def find_process(self) -> int:
+        """The domain's: the one that has its vCPUs' threads, which nobody else can have. Anybody may have its
+        UUID on his command line. ProcessLookupError if it has ended; MonitorError."""
+        pids = await asyncio.to_thread(_processes_of, self._uuid)
+        if not pids:
+            raise ProcessLookupError(errno.ESRCH, "no process has the domain's UUID")
+        cpus = answer(await self.execute("query-cpus-fast"), list, "query-cpus-fast")
+        try:
+            tids = {str(int(cpu["thread-id"])) for cpu in cpus}
+        except (KeyError, TypeError, ValueError) as error:
+            raise MonitorError(f"QEMU's answers make no sense ({error!r})") from None
+        for pid in pids:
+            with suppress(FileNotFoundError, ProcessLookupError):
+                if tids and tids <= set(os.listdir(f"/proc/{pid}/task")):
+                    self._pid = pid
+                    return pid
+        raise MonitorError(f"no process that has the UUID {self._uuid} has the threads of its vCPUs")
 
     async def execute(
         self, command: str, arguments: dict[str, Any] | None = None, *, limit: float = DEFAULT_LIMIT
@@ -150,8 +170,9 @@ class LibvirtMonitor:
                 connection.close()
 
 
-def _process_of(uuid: str) -> int | None:
-    """The QEMU that was started with this UUID, if there is one; libvirt has no call that tells."""
+def _processes_of(uuid: str) -> list[int]:
+    """Those that have this UUID on their command lines as a QEMU has; libvirt has no call that tells."""
+    found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
@@ -160,8 +181,8 @@ def _process_of(uuid: str) -> int | None:
         except OSError:
             continue
         if str(qemu_identity(argv)[1]) == uuid:
-            return int(entry.name)
-    return None
+            found.append(int(entry.name))
+    return found
 
 
 class _Domain:
@@ -306,7 +327,8 @@ class Libvirt:
         wait = _RETRY_FIRST
         while not monitor.closed.is_set():
             try:
-                vm = await self.guard.add(name, uuid, monitor.pid, policy, self.uri, monitor)
+                pid = await monitor.find_process()
+                vm = await self.guard.add(name, uuid, pid, policy, self.uri, monitor)
             except ProcessLookupError:
                 return
             except Exception as error:

@@ -6,6 +6,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -14,7 +16,7 @@ from typing import Any
 import pytest
 
 from hwerr_notify.guard.errors import MonitorError
-from hwerr_notify.guard.libvirt import Libvirt
+from hwerr_notify.guard.libvirt import Libvirt, LibvirtMonitor
 from hwerr_notify.guard.policy import VmPolicy
 
 libvirt = pytest.importorskip("libvirt")
@@ -59,7 +61,11 @@ class Domain:
             if self._name == server.hung:
                 server.hangs.set()
                 assert server.goes_on.wait(LIMIT)
-            return json.dumps({"return": {"of": self._name, "was": json.loads(message)["execute"]}})
+            command = json.loads(message)["execute"]
+            said: Any = {"of": self._name, "was": command}
+            if command == "query-cpus-fast":
+                said = [{"thread-id": tid} for tid in server.vcpus]
+            return json.dumps({"return": said})
 
 
 class Connection:
@@ -108,6 +114,8 @@ class Server:
         self.threads: set[int] = set()
         self.connections: list[Connection] = []
         self.hangs, self.goes_on = threading.Event(), threading.Event()
+        # Threads of the processes that its domains are.
+        self.vcpus = [os.getpid()]
 
     def connect(self, uri: str) -> Connection:
         assert uri == URI
@@ -156,8 +164,8 @@ def play(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
         monkeypatch.setattr(libvirt_qemu, "qemuMonitorEventRegister", lambda connection, *_: connection._do())
         monkeypatch.setattr(Libvirt, "_start_events", lambda *_: None)
         monkeypatch.setattr(
-            "hwerr_notify.guard.libvirt._process_of",
-            lambda uuid: os.getpid() if uuid.removeprefix("uuid-") in server.running else None,
+            "hwerr_notify.guard.libvirt._processes_of",
+            lambda uuid: [os.getpid()] if uuid.removeprefix("uuid-") in server.running else [],
         )
 
         async def main() -> None:
@@ -242,3 +250,76 @@ def test_a_connection_that_is_lost_is_made_anew(
             await asyncio.sleep(0)
 
     play(Server("web1"), job)
+
+
+UUID = "4dea22b3-1d52-d8f3-2516-782e98ab3fa0"
+
+
+def of_that_uuid(code: str) -> subprocess.Popen[str]:
+    """A process of anybody's that says that it is the domain's; it has said a line when this returns."""
+    child = subprocess.Popen([sys.executable, "-c", code, "-uuid", UUID], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    child.stdout.readline()
+    return child
+
+
+def test_whose_process_a_domain_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not that of whoever has its UUID on his command line: its vCPUs are threads of it."""
+    threads = (
+        "import threading, time; "
+        "threads = [threading.Thread(target=time.sleep, args=(1000,)) for _ in range(2)]; "
+        "[t.start() for t in threads]; print(*(t.native_id for t in threads), flush=True)"
+    )
+    others = [of_that_uuid("import time; print(flush=True); time.sleep(1000)") for _ in range(2)]
+    qemu = subprocess.Popen([sys.executable, "-c", threads, "-uuid", UUID], stdout=subprocess.PIPE, text=True)
+    assert qemu.stdout is not None
+    tids = [int(tid) for tid in qemu.stdout.readline().split()]
+    others.append(of_that_uuid("import time; print(flush=True); time.sleep(1000)"))
+
+    async def main() -> None:
+        says: list[Any] = []
+        monitor = LibvirtMonitor(UUID)
+
+        async def execute(command: str, *_: Any, **__: Any) -> Any:
+            assert command == "query-cpus-fast"
+            return says.pop()
+
+        monkeypatch.setattr(monitor, "execute", execute)
+        says.append([{"thread-id": tid} for tid in tids])
+        assert await monitor.find_process() == monitor.pid == qemu.pid
+        for wrong in ([], [{"thread-id": tids[0]}, {"thread-id": others[0].pid}]):
+            says.append(wrong)
+            with pytest.raises(MonitorError, match="has the threads of its vCPUs"):
+                await monitor.find_process()
+        for nonsense in (None, [3], [{"thread-id": "x"}]):
+            says.append(nonsense)
+            with pytest.raises(MonitorError, match="makes? no sense"):
+                await monitor.find_process()
+        for child in (*others, qemu):
+            child.kill()
+            child.wait()
+        with pytest.raises(ProcessLookupError):
+            await monitor.find_process()
+        await monitor.aclose()
+
+    try:
+        asyncio.run(main())
+    finally:
+        for child in (*others, qemu):
+            child.kill()
+            child.wait()
+            assert child.stdout is not None
+            child.stdout.close()
+
+
+def test_one_that_is_not_found_is_said(play: Callable[..., None]) -> None:
+    async def job(guard: Guard, driver: Libvirt, server: Server) -> None:
+        await driver.tried.wait()
+        assert "has the threads of its vCPUs" in guard.unreachable[f"{URI} web1"]
+        assert guard.added.empty()
+        server.vcpus = [os.getpid()]
+        assert (await guard.added.get())[0] == "web1"
+
+    server = Server("web1")
+    server.vcpus = [1]
+    play(server, job)
