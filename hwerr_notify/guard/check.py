@@ -21,7 +21,7 @@ from .policy import Policy
 from .seal import Freezer
 from .tell import CLUSTER_TOOLS
 
-__all__ = ["Capability", "check", "guest_memory", "room"]
+__all__ = ["Capability", "check", "guest_memory", "passthrough", "room"]
 
 _QEMU = re.compile(r"qemu-system-\w+|qemu-kvm|kvm")
 # Of QEMU's sizes; without a letter -m is in MiB.
@@ -42,6 +42,7 @@ def check(policy: Policy, device: str) -> Iterator[Capability]:
     yield _device(device)
     yield _stop(device)
     yield from _seal()
+    yield from passthrough()
     yield _root()
     yield _writable(policy)
     yield from room(policy)
@@ -87,6 +88,22 @@ def _seal() -> Iterator[Capability]:
         yield Capability("seal", "missing", f"{why}; {freezer}")
     if why is None and freezer is not None:
         yield Capability("freezer", "weaker", f"guests without KVM cannot be frozen: {freezer}")
+
+
+def passthrough(lockdown: Path = bpf.LOCKDOWN) -> Iterator[Capability]:
+    """Whether bus mastering can be taken from a device, where it cannot."""
+    try:
+        level = re.search(r"\[(\w+)\]", lockdown.read_text("ascii"))
+    except OSError:
+        return
+    # LOCKDOWN_PCI_ACCESS is of integrity, which is the least of it.
+    if level and level[1] != "none":
+        yield Capability(
+            "passthrough",
+            "weaker",
+            "guests with passed-through devices (VFIO) cannot be FROZEN: "
+            f"lockdown={level[1]} refuses writing to a device's configuration space",
+        )
 
 
 def _there(path: Path) -> Path:

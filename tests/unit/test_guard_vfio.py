@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from hwerr_notify.guard import net
+from hwerr_notify.guard.check import passthrough
 from hwerr_notify.guard.errors import Fault
 from hwerr_notify.guard.process import passed_through
 
@@ -132,3 +133,17 @@ def test_one_that_cannot_be_looked_at_is_not_taken_for_stopped(sysfs: Sysfs) -> 
     for look in (net.stop_dma, net.dma_is_stopped):
         with pytest.raises(Fault, match="No such file"):
             look(process("0000:01:00.0"), sysfs.root)
+
+
+@pytest.mark.parametrize("level", ["none", "integrity", "confidentiality"])
+def test_where_it_cannot_be_taken_is_said(level: str, tmp_path: Path) -> None:
+    """By `check`: the kernel refuses it under lockdown."""
+    path = tmp_path / "lockdown"
+    assert list(passthrough(path)) == []
+    levels = ("none", "integrity", "confidentiality")
+    path.write_text(" ".join(f"[{name}]" if name == level else name for name in levels) + "\n")
+    found = [(line.state, line.text) for line in passthrough(path)]
+    assert len(found) == (level != "none")
+    for state, text in found:
+        assert state == "weaker"
+        assert f"cannot be FROZEN: lockdown={level} refuses" in text
