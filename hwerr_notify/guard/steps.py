@@ -400,7 +400,7 @@ class Steps:
             asyncio.to_thread(outside.nothing_else, vm.process, machine.devices),
         )
         await asyncio.to_thread(self._network_is_gone, vm)
-        if released.detached:
+        if released.detached and machine.remotes:
             said = "QEMU says its disks are gone, and is connected to"
             await asyncio.to_thread(self._disconnected, vm, said)
         fault_point("inside-release")

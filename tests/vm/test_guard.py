@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import socket
+import struct
 import subprocess
 import uuid
 from collections.abc import Iterator
@@ -94,6 +95,21 @@ def takes_back(monitor: Qmp, disk: Path) -> None:
     link.unlink()
     with contextlib.suppress(QmpError):
         monitor.execute("human-monitor-command", **{"command-line": f'qemu-io "{disk}" "write -P 9 0 4096"'})
+    # Nor is what it is handed of use to it.
+    with disk.open("r+b") as file, socket.socket(fileno=os.dup(monitor._fd)) as sock:
+        socket.send_fds(sock, [b" "], [file.fileno()])
+        monitor.execute("add-fd", fdset_id=9)
+    node = {"driver": "file", "filename": "/dev/fdset/9"}
+    for locking in ("on", "off"):
+        monitor.execute("blockdev-add", **node, **{"node-name": f"handed-{locking}"}, locking=locking)
+        assert re.search("lock|Operation not permitted", writes(monitor, f"handed-{locking}"))
+
+
+def writes(monitor: Qmp, node: str) -> str:
+    """What QEMU says when it is told to write to one of its nodes; "" if it has done so."""
+    line = f'qemu-io {node} "write -P 9 0 4096"'
+    said = str(monitor.execute("human-monitor-command", **{"command-line": line}))
+    return "" if "wrote 4096/4096" in said else said or "nothing"
 
 
 # -- the whole -----------------------------------------------------------------
@@ -339,7 +355,7 @@ def test_an_error_of_a_device_it_was_given(home: Path) -> None:
 
     def gives_it_back(monitor: Qmp) -> None:
         """As the guest would: Command register of its device 16, with memory, I/O and bus mastering."""
-        for line in ("o /l 0xcf8 0x80008004", "o /w 0xcfc 7"):
+        for line in ("o /w 0xcf8 0x80008004", "o /h 0xcfc 7"):
             monitor.execute("human-monitor-command", **{"command-line": line})
 
     try:
@@ -805,6 +821,109 @@ def test_the_tap_is_down_and_off_its_bridge(home: Path, bridge: str, vhost: bool
         assert not reaches_the_tap(bridge)
 
 
+@pytest.fixture
+def macvtap() -> Iterator[tuple[int, str]]:
+    """One on a link of its own: an open file of its device, and its name."""
+    for module in ("dummy", "macvtap"):
+        subprocess.run(["modprobe", module], check=True)
+    subprocess.run(["ip", "link", "add", "hwlow0", "type", "dummy"], check=True)
+    subprocess.run(["ip", "link", "add", "link", "hwlow0", "hwmac0", "type", "macvtap"], check=True)
+    for name in ("hwlow0", "hwmac0"):
+        subprocess.run(["ip", "link", "set", name, "up"], check=True)
+    number = Path("/sys/class/net/hwmac0/ifindex").read_text("ascii").strip()
+    fd = os.open(f"/dev/tap{number}", os.O_RDWR)
+    yield fd, "hwmac0"
+    os.close(fd)
+    subprocess.run(["ip", "link", "del", "hwlow0"], check=True)
+
+
+@pytest.mark.long
+def test_a_macvtap_is_down(home: Path, macvtap: tuple[int, str]) -> None:
+    """It is seen by its device; QEMU is given it as an open file, as libvirt does."""
+    fd, name = macvtap
+    extra = ("-device", "virtio-net-pci,id=nic0,romfile=")
+    with Guest.start(guest_config("web1", home, *extra)) as guest:
+        assert guest.qmp is not None
+        with socket.socket(fileno=os.dup(guest.qmp._fd)) as sock:
+            socket.send_fds(sock, [b" "], [fd])
+            guest.qmp.execute("getfd", fdname="mac")
+        guest.qmp.execute("netdev_add", type="tap", id="n0", fd="mac")
+        flags = Path(f"/sys/class/net/{name}/flags")
+        with Daemon(home) as daemon:
+            assert int(flags.read_text(), 16) & 1
+            done = daemon.run("freeze", "web1")
+            assert done.returncode == 0, done.stderr
+            assert daemon.incidents()[0]["steps"]["release"]["facts"]["taps"] == [name]
+            assert not int(flags.read_text(), 16) & 1
+            assert not any(re.fullmatch(r"/dev/tap\d+", f) for f in guest.files())
+
+
+class Vswitch:
+    """A datapath of Open vSwitch in the kernel, told as ovs-vswitchd would (linux/openvswitch.h)."""
+
+    def __init__(self, name: str) -> None:
+        subprocess.run(["modprobe", "openvswitch"], check=True)
+        self._sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 16)  # NETLINK_GENERIC
+        self._sock.bind((0, 0))
+        self._name = self._attribute(1, name.encode() + b"\0")
+        # OVS_DP_CMD_NEW: OVS_DP_ATTR_NAME, OVS_DP_ATTR_UPCALL_PID
+        self._ask("ovs_datapath", 1, 2, 0, self._name + self._attribute(2, bytes(4)))
+        self.index = socket.if_nametoindex(name)
+
+    def add(self, port: str) -> None:
+        """OVS_VPORT_CMD_NEW: OVS_VPORT_ATTR_TYPE (netdev), _NAME, _UPCALL_PID."""
+        kind = self._attribute(2, struct.pack("I", 1))
+        name = self._attribute(3, port.encode() + b"\0")
+        self._ask("ovs_vport", 1, 1, self.index, kind + name + self._attribute(5, bytes(4)))
+
+    def delete(self) -> None:
+        self._ask("ovs_datapath", 2, 2, 0, self._name)
+        self._sock.close()
+
+    @staticmethod
+    def _attribute(kind: int, data: bytes) -> bytes:
+        return struct.pack("HH", 4 + len(data), kind) + data + bytes(-len(data) % 4)
+
+    def _ask(self, family: str, command: int, version: int, index: int, attributes: bytes) -> None:
+        # GENL_ID_CTRL, CTRL_CMD_GETFAMILY, CTRL_ATTR_FAMILY_NAME; CTRL_ATTR_FAMILY_ID is a number of 16 bits.
+        found = self._request(16, struct.pack("BBH", 3, 1, 0) + self._attribute(2, family.encode() + b"\0"))
+        at = found.index(struct.pack("HH", 6, 1)) + 4
+        (number,) = struct.unpack_from("H", found, at)
+        self._request(number, struct.pack("BBHI", command, version, 0, index) + attributes)
+
+    def _request(self, kind: int, body: bytes) -> bytes:
+        """NLM_F_REQUEST | NLM_F_ACK; what came before the acknowledgement."""
+        self._sock.send(struct.pack("IHHII", 16 + len(body), kind, 5, 1, 0) + body)
+        answer = b""
+        while True:
+            data = self._sock.recv(1 << 16)
+            if struct.unpack_from("H", data, 4)[0] == 2:  # NLMSG_ERROR
+                code = -struct.unpack_from("i", data, 16)[0]
+                if code:
+                    raise OSError(code, os.strerror(code))
+                return answer
+            answer += data
+
+
+@pytest.mark.long
+def test_a_tap_on_open_vswitch_is_down(home: Path, bridge: str) -> None:
+    """It stays there, as that does not give it away, and carries nothing."""
+    subprocess.run(["ip", "link", "set", "hwtap0", "nomaster"], check=True)
+    switch = Vswitch("hwovs0")
+    try:
+        switch.add("hwtap0")
+        assert (TAP / "master").resolve().name == "ovs-system"
+        with Guest.start(guest_config("web1", home, *tap_options())), Daemon(home) as daemon:
+            assert int((TAP / "flags").read_text(), 16) & 1
+            done = daemon.run("freeze", "web1")
+            assert done.returncode == 0, done.stderr
+            assert daemon.incidents()[0]["steps"]["release"]["facts"]["taps"] == ["hwtap0"]
+            assert not int((TAP / "flags").read_text(), 16) & 1
+            assert (TAP / "master").exists()
+    finally:
+        switch.delete()
+
+
 @pytest.mark.long
 def test_the_tap_is_gone_already(home: Path, bridge: str) -> None:
     with Guest.start(guest_config("web1", home, *tap_options())), Daemon(home) as daemon:
@@ -826,6 +945,68 @@ def test_the_tap_is_set_up_again(home: Path, bridge: str) -> None:
         assert done.returncode == 7, done.stderr
         assert "hwtap0 is up again" in done.stderr
         assert daemon.incidents()[0]["state"] == "failed"
+
+
+@pytest.fixture
+def server(home: Path) -> Iterator[tuple[Path, Path]]:
+    """An image that is served over a socket; both."""
+    disk, path = image(home, "served.raw", "raw"), home / "nbd"
+    ready = home / "nbd.pid"
+    argv = ["qemu-nbd", "-f", "raw", "-k", *map(str, (path, "-t", "-e", 9, "--pid-file", ready, disk))]
+    with subprocess.Popen(argv) as child:
+        until(ready.exists, LIMIT)
+        yield disk, path
+        child.kill()
+
+
+def test_a_disk_on_the_network(home: Path, server: tuple[Path, Path]) -> None:
+    """Its connection is gone, and there is no other, whoever tells QEMU to make one."""
+    disk, path = server
+    place = {"driver": "nbd", "server": {"type": "unix", "path": str(path)}}
+    extra = (
+        "-blockdev", f"driver=nbd,node-name=n0,server.type=unix,server.path={path}",
+        "-device", "virtio-blk-pci,drive=n0,id=v0",
+    )  # fmt: skip
+    with Guest.start(guest_config("web1", home, *extra)) as guest, Daemon(home) as daemon:
+        assert guest.qmp is not None
+        # Before, anybody may.
+        guest.qmp.execute("blockdev-add", **place, **{"node-name": "again"})
+        assert writes(guest.qmp, "again") == ""
+        guest.qmp.execute("blockdev-del", **{"node-name": "again"})
+        content = disk.read_bytes()
+        assert content[0] == 9
+        done = daemon.run("freeze", "web1")
+        assert done.returncode == 0, done.stderr
+        facts = daemon.incidents()[0]["steps"]["release"]["facts"]
+        assert facts["detached"]
+        with pytest.raises(QmpError, match="Operation not permitted"):
+            guest.qmp.execute("blockdev-add", **place, **{"node-name": "again"})
+        assert daemon.vm("web1")["refused_connects"] > 0
+        assert disk.read_bytes() == content
+
+
+def test_a_device_that_another_program_serves(home: Path) -> None:
+    """It cannot be taken away: not FROZEN, and said by name. What can be released is."""
+    served, disk, path = image(home, "served.raw", "raw"), image(home), home / "vhost"
+    argv = [
+        "qemu-storage-daemon", "--blockdev", f"driver=file,node-name=f0,filename={served}", "--export",
+        f"vhost-user-blk,id=e0,addr.type=unix,addr.path={path},node-name=f0,writable=on",
+    ]  # fmt: skip
+    extra = (*disk_options(disk), "-chardev", f"socket,id=c0,path={path}",
+             "-device", "vhost-user-blk-pci,chardev=c0,id=v0")  # fmt: skip
+    with subprocess.Popen(argv) as child:
+        try:
+            until(path.exists, LIMIT)
+            with Guest.start(guest_config("web1", home, *extra)), Daemon(home) as daemon:
+                done = daemon.run("freeze", "web1")
+                assert done.returncode == 7, done.stderr
+                assert "vhost-user-blk v0: not released by this version" in done.stderr
+                (incident,) = daemon.incidents()
+                assert incident["state"] == "failed"
+                assert incident["steps"]["seal"]["state"] == "done"
+                assert locked_by_nobody(disk)
+        finally:
+            child.kill()
 
 
 # -- keep -------------------------------------------------------------------------------
