@@ -19,11 +19,11 @@
  * has another monitor of QEMU's cannot have it take its disk back. Other files it
  * may open and make, a dump for instance.
  *
- * Nor does it write to them or lock them through what it has open or is handed, nor write to a VFIO
- * device, whose configuration space is written so: bus mastering stays off. VFIO's own
- * ioctls are left alone, because QEMU ends itself when some of them fail, and its guest's
- * memory goes with it; none of them gives bus mastering. Nor does it tell a vhost worker to
- * begin again. Nor does it connect a socket, over which disks are reached as well.
+ * Nor does it write to them or lock them through what it has open or is handed, nor write
+ * to a VFIO device, whose configuration space is written so: bus mastering stays off.
+ * VFIO's own ioctls are left alone, because QEMU ends itself when some of them fail, and its
+ * guest's memory goes with it; none of them gives bus mastering. Nor does it tell a vhost
+ * worker to begin again. Nor does it connect a socket, over which disks are reached as well.
  *
  * What it could still do is to start a program that does so in its place.
  *
@@ -185,7 +185,7 @@ static __always_inline bool vfio_device(struct file *file)
 
 	if (file->f_inode->i_sb->s_magic != ANON_INODE_FS_MAGIC)
 		return false;
-	/* By its place only: its size differs, which a load of the field itself would have to match. */
+	/* By its place only: its size differs, which a load of the field would have to match. */
 	if (bpf_core_field_exists(after->d_shortname))
 		name += bpf_core_field_offset(after->d_shortname);
 	else
