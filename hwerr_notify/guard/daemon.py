@@ -509,6 +509,8 @@ class Guard:
             self._arm_kvm(vm)
             if vm.machine.taps:
                 await asyncio.to_thread(net.get_ready)
+            for what in vm.machine.devices:
+                log.warning("VM %s: %s is not released by this version: it cannot be FROZEN", vm.name, what)
         if policy.front and vm.key not in self.fronts:
             await self._start_front(vm)
         log.info("VM %s (process %d): guarded", vm.name, vm.process.pid)

@@ -20,7 +20,7 @@ from typing import Any
 from .. import bpf
 from .errors import Fault, MonitorError, Refused
 from .monitor import Monitor, answer, together
-from .process import Process
+from .process import Connection, Process
 
 __all__ = ["Given", "connected", "devices", "given", "nothing_else", "peers", "remotes", "unreleased"]
 
@@ -58,12 +58,13 @@ class Given:
 
 async def devices(monitor: Monitor) -> list[str]:
     """Those that are not released, with their names. MonitorError."""
-    found = []
     places = ("/machine/peripheral", "/machine/peripheral-anon")
-    for children in await together(*(monitor.execute("qom-list", {"path": place}) for place in places)):
-        for child in answer(children, list, "qom-list"):
-            if match := _DEVICE.match(str(child["type"])):
-                found.append(f"{match[1]} {child['name']}")
+    said = await together(*(monitor.execute("qom-list", {"path": place}) for place in places))
+    found = []
+    for child in [child for children in said for child in answer(children, list, "qom-list")]:
+        name, kind = (answer(child, dict, "qom-list").get(key) for key in ("name", "type"))
+        if match := _DEVICE.match(str(kind)):
+            found.append(f"{match[1]} {name}")
     return found
 
 
@@ -80,17 +81,21 @@ def remotes(nodes: list[dict[str, Any]]) -> frozenset[str]:
 async def peers(monitor: Monitor) -> frozenset[str]:
     """HOST:PORT to which character devices are connected. MonitorError."""
     said = answer(await monitor.execute("query-chardev"), list, "query-chardev")
-    found = [str(chardev["filename"]).rpartition(" <-> ") for chardev in said]
+    names = [str(answer(chardev, dict, "query-chardev").get("filename")) for chardev in said]
+    found = [name.rpartition(" <-> ") for name in names]
     return frozenset(peer for _, arrow, peer in found if arrow)
 
 
 async def given(monitor: Monitor, process: Process, images: Iterable[str]) -> frozenset[Given]:
     """Files of those images that are sets of open files. MonitorError."""
-    wanted = {int(i.removeprefix(FDSET)) for i in images if i.startswith(FDSET)}
+    wanted = _sets(images)
     if not wanted:
         return frozenset()
     sets = answer(await monitor.execute("query-fdsets"), list, "query-fdsets")
-    numbers = [int(fd["fd"]) for s in sets if int(s["fdset-id"]) in wanted for fd in s["fds"]]
+    try:
+        numbers = [int(fd["fd"]) for s in sets if int(s["fdset-id"]) in wanted for fd in s["fds"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise MonitorError(f"QEMU's answers make no sense ({error!r})") from None
     try:
         async with asyncio.timeout(_LOOKS_WITHIN):
             return await asyncio.to_thread(_given, process, numbers)
@@ -114,8 +119,12 @@ def _given(process: Process, numbers: list[int]) -> frozenset[Given]:
 
 async def take_given(monitor: Monitor, images: Iterable[str]) -> None:
     """Has QEMU close its own files of these sets, once no node uses them. MonitorError."""
-    sets = sorted(int(i.removeprefix(FDSET)) for i in images if i.startswith(FDSET))
-    await together(*(_take(monitor, number) for number in sets))
+    await together(*(_take(monitor, number) for number in sorted(_sets(images))))
+
+
+def _sets(images: Iterable[str]) -> set[int]:
+    numbers = (image.removeprefix(FDSET) for image in images if image.startswith(FDSET))
+    return {int(number) for number in numbers if number.isdecimal()}
 
 
 async def _take(monitor: Monitor, number: int) -> None:
@@ -133,15 +142,19 @@ def connected(process: Process, to: frozenset[str], others: frozenset[str]) -> l
     """Peers to which it is still connected and that may be those of remote disks. Blocks.
 
     Where there is none, nobody's connection matters. Over which a network disk goes is not always to be known
-    by its name: all count but those of character devices (`others`), and over AF_UNIX those that are named.
+    by its name: all count but those of character devices (`others`), and over AF_UNIX those that are named. A
+    socket is shown under the path at which its server has bound it, which may be another to the same.
     """
     if not to:
         return []
-    return [
-        c.peer
-        for c in process.connections()
-        if (any(c.peer in name for name in to) if c.local else c.peer not in others)
-    ]
+
+    def of_disk(peer: Connection) -> bool:
+        if not peer.local:
+            return peer.peer not in others
+        last = os.path.basename(peer.peer.lstrip("\0"))
+        return any(last in name for name in to)
+
+    return [c.peer.replace("\0", "@") for c in process.connections() if of_disk(c)]
 
 
 def nothing_else(process: Process, known: Iterable[str]) -> None:

@@ -379,7 +379,8 @@ def _address(family: int, address: Any) -> str:
     if family == socket.AF_UNIX:
         # An abstract name is bytes, and begins with a zero.
         return os.fsdecode(address)
-    return f"{address[0]}:{address[1]}"
+    host = f"[{address[0]}]" if family == socket.AF_INET6 else address[0]
+    return f"{host}:{address[1]}"
 
 
 def passed_through(files: Iterable[str], sysfs: Path = SYSFS) -> list[str]:

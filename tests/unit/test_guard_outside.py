@@ -172,6 +172,37 @@ def test_a_disk_on_the_network_is_seen_to_be_gone(qemu: str, kind: str, tmp_path
         run(qemu, tmp_path, options, job)
 
 
+def test_a_socket_under_another_path_and_another_protocol(tmp_path: Path) -> None:
+    """A server's path may lead by a link, its name may be abstract, its address of 128 bits."""
+    me = Process.open(os.getpid())
+    (tmp_path / "run").mkdir()
+    (tmp_path / "link").symlink_to("run")
+    bound, used = f"{tmp_path}/run/hw-nbd", f"{tmp_path}/link/hw-nbd"
+    with (
+        socket.socket(socket.AF_UNIX) as server,
+        socket.socket(socket.AF_UNIX) as client,
+        socket.socket(socket.AF_UNIX) as abstract,
+        socket.socket(socket.AF_UNIX) as to_abstract,
+        socket.create_server(("::1", 0), family=socket.AF_INET6) as six,
+        socket.create_connection(six.getsockname()[:2]) as to_six,
+        six.accept()[0],
+    ):
+        server.bind(bound)
+        server.listen()
+        client.connect(used)
+        abstract.bind(f"\0hw-{os.getpid()}-abstract")
+        abstract.listen()
+        to_abstract.connect(abstract.getsockname())
+        others = frozenset(c.peer for c in me.connections() if c.fd != to_six.fileno())
+        port = f"[::1]:{six.getsockname()[1]}"
+        disk = frozenset({f"nbd nbd+unix:///?socket={used}"})
+        assert sorted(outside.connected(me, disk, others)) == sorted([bound, port])
+        assert outside.connected(me, disk, others | {port}) == [bound]
+        disk = frozenset({f'nbd json:{{"path": "hw-{os.getpid()}-abstract"}}'})
+        assert outside.connected(me, disk, others | {port}) == [f"@hw-{os.getpid()}-abstract"]
+    me.close()
+
+
 def test_who_accepts_is_not_who_connects(tmp_path: Path) -> None:
     """Monitors, VNC and their like are others' connections."""
     me = Process.open(os.getpid())

@@ -7,6 +7,7 @@ import asyncio
 import os
 import subprocess
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 
 from hwerr_notify.bpf import inode_of
 from hwerr_notify.guard import disks
-from hwerr_notify.guard.errors import Fault, Refused
+from hwerr_notify.guard.errors import Fault, MonitorError, Refused
 from hwerr_notify.guard.monitor import QmpMonitor
 from hwerr_notify.guard.process import Process
 
@@ -61,10 +62,13 @@ async def with_qemu(
             "-m", "16M", "-qmp", f"unix:{path},server=on,wait=off", *options]  # fmt: skip
     child = await asyncio.create_subprocess_exec(*argv, stdin=asyncio.subprocess.DEVNULL, **more)
     try:
-        while not path.exists():
+        monitor = None
+        while monitor is None:
             assert child.returncode is None
+            # It may have made its socket and not listen yet.
+            with suppress(MonitorError):
+                monitor = await Refuses.connect(path, lambda _event: None, limit=60)
             await asyncio.sleep(0.02)
-        monitor = await Refuses.connect(path, lambda _event: None, limit=60)
         assert isinstance(monitor, Refuses)
         process = Process.open(child.pid)
         await monitor.execute("stop")

@@ -293,7 +293,7 @@ def test_whose_process_a_domain_is(monkeypatch: pytest.MonkeyPatch) -> None:
                 await monitor.find_process()
         for nonsense in (None, [3], [{"thread-id": "x"}]):
             says.append(nonsense)
-            with pytest.raises(MonitorError, match="makes? no sense"):
+            with pytest.raises(MonitorError, match=r"makes? no sense"):
                 await monitor.find_process()
         for child in (*others, qemu):
             child.kill()
