@@ -284,9 +284,11 @@ class Process:
         device = os.stat(self._path("fd", name)).st_rdev
         # Only what is in this process's namespace is shown there.
         node = SYSFS / "dev/char" / f"{os.major(device)}:{os.minor(device)}"
-        home = node.resolve()
-        if node.exists() and home.parent.parent.name == "net":
-            return home.parent.name
+        if node.exists():
+            # .../virtual/net/NAME/macvtap/tapN
+            _, net, below = str(node.resolve()).rpartition("/net/")
+            if net:
+                return below.split("/")[0]
         # It is not found by that name, and so not taken for gone.
         return str(Tap(target, "another"))
 
