@@ -91,7 +91,9 @@ async def whatever_fails(*jobs: Coroutine[Any, Any, Any]) -> list[Any]:
             raise error
     if len(failed) == 1:
         raise failed[0]
-    raise Fault("; ".join(str(error) for error in failed))
+    # A monitor that is away is another matter than what it has refused.
+    away = any(isinstance(error, MonitorError) and not isinstance(error, Refused) for error in failed)
+    raise (MonitorError if away else Fault)("; ".join(str(error) for error in failed))
 
 
 class _Client(QMPClient):
