@@ -125,9 +125,9 @@ fd = os.pidfd_open(parent)
 for act in (device.read_nonblocking, lambda: device.guard(fd, h.Severity.FATAL), lambda: device.stop(fd)):
     try:
         act()
-        print("done")
+        print("done", flush=True)
     except OSError as error:
-        print(type(error).__name__)
+        print(type(error).__name__, flush=True)
 os.kill(os.getpid(), 9)
 """
 
