@@ -1,13 +1,19 @@
 # SPDX-License-Identifier: MIT
-"""Markers for what a test needs of the VM it runs in.
+"""Markers for what a test needs of the VM it runs in, and what it does to it.
 
 A test that the VM at hand cannot run is deselected, not skipped: another boot
 of `scripts/test` runs it. So every skip that is left is a fault.
 """
 
 import os
+import re
+from pathlib import Path
 
 import pytest
+
+LOCKDEP = Path("/proc/lockdep_stats")
+# What scripts/test finds in a report of a test whose failure counts at once.
+ONCE = "once"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -16,6 +22,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "debug: needs the debug kernel")
     config.addinivalue_line("markers", "anywhere: asks a kernel for nothing that another answers otherwise")
     config.addinivalue_line("markers", "long: not in `make test`, see `make test-long`")
+    config.addinivalue_line("markers", "once: tries something new each time, so that no second run mends it")
+    config.addinivalue_line("markers", "exception: raises a real #MC, whose taint ends lockdep: runs last")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -38,3 +46,27 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         drop += [i for i in items if i.get_closest_marker("debug") and i not in drop]
     config.hook.pytest_deselected(items=drop)
     items[:] = [i for i in items if i not in drop]
+    items.sort(key=lambda i: i.get_closest_marker("exception") is not None)
+    for item in items:
+        # hypothesis marks its own.
+        if item.get_closest_marker("once") or item.get_closest_marker("hypothesis"):
+            item.user_properties.append((ONCE, "yes"))
+
+
+def lockdep_ended(stats: Path = LOCKDEP) -> bool:
+    """Whether this kernel has lockdep and it watches no more."""
+    if not stats.exists():
+        return False
+    found = re.search(r"^ debug_locks: +(\d+)$", stats.read_text("ascii"), re.MULTILINE)
+    return found is None or found[1] != "1"
+
+
+@pytest.fixture(scope="session")
+def _lockdep_watched_the_others() -> None:
+    assert not lockdep_ended(), f"lockdep ended before the first real #MC: see {LOCKDEP} and the console"
+
+
+@pytest.fixture(autouse=True)
+def _lockdep(request: pytest.FixtureRequest) -> None:
+    if request.node.get_closest_marker("exception"):
+        request.getfixturevalue("_lockdep_watched_the_others")

@@ -28,6 +28,8 @@ from hwerr_notify.guard.policy import Policy, VmPolicy
 from hwerr_notify.guard.process import Process
 from hwerr_notify.guard.vm import Vm
 
+pytestmark = pytest.mark.once
+
 SECONDS = float(os.environ.get("HWERR_FUZZ_SECONDS", "10"))
 FUZZ = settings(
     max_examples=100 if SECONDS <= 10 else 100_000, deadline=None, database=None,

@@ -118,6 +118,7 @@ def test_the_monitor_is_this_machines() -> None:
 
 
 @pytest.mark.intel
+@pytest.mark.exception
 def test_real_machine_check_hits_the_page(log: KernelLog) -> None:
     with Victim() as victim:
         pfn = victim.memory.pfn
@@ -126,6 +127,7 @@ def test_real_machine_check_hits_the_page(log: KernelLog) -> None:
 
 
 @pytest.mark.intel
+@pytest.mark.exception
 def test_real_machine_check_by_broadcast(log: KernelLog) -> None:
     with Victim() as victim:
         pfn = victim.memory.pfn

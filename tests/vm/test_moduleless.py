@@ -191,6 +191,7 @@ def test_machine_checks_of_amd(both: Both) -> None:
 
 
 @pytest.mark.intel
+@pytest.mark.exception
 def test_real_machine_check(both: Both) -> None:
     """#MC, then memory_failure(): one error, told by two records, whoever tells it."""
     with Victim() as victim, Guest.start(GuestConfig(name="tcg", accel="tcg", backing="memfd")) as guest:

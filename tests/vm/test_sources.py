@@ -263,6 +263,7 @@ def test_a_firmware_memory_error_is_one_event_of_the_firmware(watch: Watch) -> N
 
 
 @pytest.mark.intel
+@pytest.mark.exception
 def test_real_machine_check(watch: Watch) -> None:
     """#MC: the machine check, then memory_failure() for the same page; one error, and one victim."""
     with Victim() as victim:
@@ -294,6 +295,7 @@ def test_real_machine_check(watch: Watch) -> None:
 
 
 @pytest.mark.intel
+@pytest.mark.exception
 def test_real_machine_check_in_an_emulated_guest(watch: Watch) -> None:
     """QEMU without KVM, which an emulated Intel CPU does not have: its PID and HVA, and no GPA."""
     # A reader that is opened after the start knows the name, even if QEMU is dead before the record is read.
@@ -324,6 +326,7 @@ def graded_as_intel() -> Iterator[None]:
 
 @pytest.mark.amd
 @pytest.mark.parametrize("backing", ["anon", "thp", "hugetlb", "memfd"])
+@pytest.mark.exception
 def test_real_machine_check_in_a_kvm_guest(watch: Watch, backing: str) -> None:
     """A real #MC, SRAO, taken by the VM's CPU from its own bank; memory_failure() runs after it."""
     with Guest.start(GuestConfig(name="mc", backing=backing)) as guest, hwerr_notify.open():

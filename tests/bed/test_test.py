@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: MIT
+"""scripts/test and tests/conftest.py: what is run once more, what never is, and what is run last."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_loader
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+
+TOP = Path(__file__).resolve().parents[2]
+PLUGIN = "-p tests.conftest"
+
+
+def load(path: Path) -> Any:
+    """A Python file, whatever its name."""
+    loader = SourceFileLoader(f"loaded_{path.stem}", str(path))
+    spec = spec_from_loader(loader.name, loader)
+    assert spec is not None
+    module = module_from_spec(spec)
+    sys.modules[loader.name] = module
+    loader.exec_module(module)
+    return module
+
+
+# Fails, and passes when it is run again.
+FLAKY = """\
+from pathlib import Path
+import pytest
+{more}
+def test_flaky{arguments}:
+    ran = Path(__file__).with_suffix(".ran")
+    first = not ran.exists()
+    ran.touch()
+    assert not first
+
+def test_fine():
+    pass
+"""
+GIVEN = "from hypothesis import given, strategies\n@given(strategies.just(1))"
+
+
+@pytest.fixture
+def inside() -> Iterator[Path]:
+    """A directory of this tree, as that of each test is."""
+    (TOP / "build").mkdir(exist_ok=True)
+    with TemporaryDirectory(dir=TOP / "build") as home:
+        yield Path(home)
+
+
+@pytest.mark.parametrize(
+    ("more", "arguments", "passed"),
+    [
+        ("", "()", (2, 0)),
+        ("@pytest.mark.once", "()", (1, 1)),
+        ("pytestmark = pytest.mark.once", "()", (1, 1)),
+        (GIVEN, "(x)", (1, 1)),
+    ],
+    ids=["once more", "marked", "module", "hypothesis"],
+)
+def test_a_second_run(
+    tmp_path: Path,
+    inside: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    more: str,
+    arguments: str,
+    passed: tuple[int, int],
+) -> None:
+    script = load(TOP / "scripts/test")
+    monkeypatch.setattr(script, "RESULTS", tmp_path)
+    monkeypatch.delenv("HWERR_VM_CPU", raising=False)
+    file = inside / "test_it.py"
+    file.write_text(FLAKY.format(more=more, arguments=arguments), encoding="utf-8")
+    *counts, mended = script.stage("it", [], [str(file)], {"PYTEST_ADDOPTS": PLUGIN}, True)
+    assert tuple(counts) == passed
+    assert bool(mended) == (passed == (2, 0))
+    said = (tmp_path / "it.log").read_text("utf-8")
+    assert ("test: not once more: test_flaky" in said) == (passed != (2, 0))
+    # What is not tried twice fails without --twice as well.
+    file.with_suffix(".ran").unlink()
+    assert script.stage("it", [], [str(file)], {"PYTEST_ADDOPTS": PLUGIN}, False)[:2] == (1, 1)
+
+
+def test_exceptions_come_last(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"test_{name}.py").write_text(
+            "import pytest\n@pytest.mark.exception\ndef test_mc(): pass\ndef test_x(): pass\n",
+            encoding="utf-8",
+        )
+    argv = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider", str(tmp_path)]
+    done = subprocess.run(
+        argv, cwd=TOP, capture_output=True, text=True, check=True, env=os.environ | {"PYTEST_ADDOPTS": PLUGIN}
+    )
+    found = [line.rpartition("/")[2] for line in done.stdout.splitlines() if "::" in line]
+    assert found == ["test_a.py::test_x", "test_b.py::test_x", "test_a.py::test_mc", "test_b.py::test_mc"]
+
+
+@pytest.mark.parametrize(
+    ("text", "ended"),
+    [
+        (" debug_locks:                             1\n", False),
+        (" debug_locks:                             0\n", True),
+        (" lock-classes:                         1843 [max: 8192]\n", True),
+        (None, False),
+    ],
+)
+def test_whether_lockdep_watches(tmp_path: Path, text: str | None, ended: bool) -> None:
+    stats = tmp_path / "lockdep_stats"
+    if text is not None:
+        stats.write_text(" direct dependencies:       1 [max: 32768]\n" + text, encoding="ascii")
+    assert load(TOP / "tests/conftest.py").lockdep_ended(stats) == ended
+
+
+def test_who_raises_an_exception_is_marked() -> None:
+    """A machine check with an MCG_STATUS is one that the CPU raises #MC for."""
+    raising, marked = set(), set()
+    for path in (TOP / "tests/vm").glob("test_*.py"):
+        for node in ast.parse(path.read_text("utf-8")).body:
+            if isinstance(node, ast.FunctionDef):
+                text = ast.unparse(node)
+                if "mce_real(" in text and "mcgstatus=" in text:
+                    raising.add(f"{path.name}::{node.name}")
+                if any("mark.exception" in ast.unparse(d) for d in node.decorator_list):
+                    marked.add(f"{path.name}::{node.name}")
+    assert raising == marked
+    assert len(raising) > 3
