@@ -205,6 +205,20 @@ def test_what_is_never_seen_is_said_and_not_averaged(result: dict[str, Any]) -> 
     assert found.daemons() == ["rasdaemon-1"]
 
 
+def test_a_few_values_have_no_percentile(result: dict[str, Any]) -> None:
+    few = report.Report(result)
+    assert "1 µs / 1 µs (max of 4)" in few.markdown()
+    assert "p99 1" not in few.plots()["latency"]
+    for turn in result["measure"]["latency"]:
+        turn["hwerr-poll"]["ns"]["mc_event"] = [1000] * 59 + [9000]
+    many = report.Report(result)
+    # One in sixty is more than one in a hundred.
+    assert "1 µs / 9 µs (p99)" in many.markdown()
+    assert "max of" in many.markdown()
+    assert report.high([1.0] * 99 + [9.0]) == ("p99", 1.0)
+    assert report.high([1.0] * 98 + [9.0]) == ("max of 99", 9.0)
+
+
 def test_plots_are_svg_for_both_backgrounds(result: dict[str, Any]) -> None:
     for name, svg in report.Report(result).plots().items():
         assert ET.fromstring(svg).tag.endswith("svg"), name

@@ -34,6 +34,16 @@ def percentile(values: list[float], share: float) -> float:
     return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
 
 
+# Of fewer values the 99th percentile is the greatest, and is called so.
+ENOUGH = 100
+
+
+def high(values: list[float]) -> tuple[str, float]:
+    """What most values do not exceed, and what to call it."""
+    name = "p99" if len(values) >= ENOUGH else f"max of {len(values)}"
+    return name, percentile(values, 0.99)
+
+
 def time_text(ns: float) -> str:
     """Two digits are all that an emulated machine gives."""
     for unit, size in (("s", 1e9), ("ms", 1e6), ("µs", 1e3)):
@@ -109,8 +119,8 @@ class Report:
                 values = self.ns(peer, kind)
                 listens = any(kind in r[peer]["ns"] for r in self.m["latency"] if peer in r)
                 if values:
-                    p50, p99 = (time_text(percentile(values, s)) for s in (0.5, 0.99))
-                    cells.append(f"{p50} / {p99}")
+                    name, most = high(values)
+                    cells.append(f"{time_text(percentile(values, 0.5))} / {time_text(most)} ({name})")
                 else:
                     cells.append("**none seen**" if listens else "–")
             pairs = self.pairs(peer)
@@ -268,10 +278,11 @@ for the storm.{busy}
 
 ### From the injection to the first sign of it
 
-![Latency: median and 99th percentile of each consumer, logarithmic](latency-{suffix}.svg)
+![Latency: median and greatest of each consumer, logarithmic](latency-{suffix}.svg)
 
-p50 / p99; the last two columns compare the medians and the leasts of each kind in each round. The least is \
-what the machine's other work disturbs least.
+The median, and the greatest, or the 99th percentile where there are {ENOUGH} or more; the last two columns \
+compare the medians and the leasts of each kind in each round. The least is what the machine's other work \
+disturbs least.
 
 {self.latency()}
 
@@ -307,25 +318,26 @@ and trace_pipe {rings["trace"]} KiB, perf {rings["perf"]} KiB.
             values = [v for kind in KINDS for v in self.ns(peer, kind)]
             rows.append((title, values))
         known = [percentile(values, share) for _, values in rows if values for share in (0.5, 0.99)]
-        low, high = (f(math.log10(v)) for f, v in ((math.floor, min(known)), (math.ceil, max(known))))
+        first, last = math.floor(math.log10(min(known))), math.ceil(math.log10(max(known)))
         plot = Plot(len(rows))
 
         def x(ns: float) -> float:
-            return plot.left + (math.log10(ns) - low) / (high - low) * plot.width
+            return plot.left + (math.log10(ns) - first) / (last - first) * plot.width
 
-        for power in range(low, high + 1):
+        for power in range(first, last + 1):
             plot.tick(x(10**power), time_text(10**power))
         for n, (title, values) in enumerate(rows):
             y = plot.label(n, title)
             if not values:
                 plot.text(plot.left + 6, y + 4, "nothing seen", "dim")
                 continue
-            p50, p99 = percentile(values, 0.5), percentile(values, 0.99)
-            plot.line(x(p50), x(p99), y, "a")
+            p50, (name, most) = percentile(values, 0.5), high(values)
+            plot.line(x(p50), x(most), y, "a")
             plot.dot(x(p50), y, "a", f"p50 {time_text(p50)}")
-            plot.bar_end(x(p99), y, "a", f"p99 {time_text(p99)}")
-            plot.text(x(p99) + 8, y + 4, f"{time_text(p50)} / {time_text(p99)}", "dim")
-        return plot.svg("Injection to first sign, all kinds together: p50 (dot) to p99 (bar)")
+            plot.bar_end(x(most), y, "a", f"{name} {time_text(most)}")
+            plot.text(x(most) + 8, y + 4, f"{time_text(p50)} / {time_text(most)}", "dim")
+        bar = f"greatest (bar; p99 of {ENOUGH} or more)"
+        return plot.svg(f"Injection to first sign, all kinds together: median (dot) to {bar}")
 
     def _storm_plot(self) -> str:
         rows = [(self.titles[p], self.storm_of(p)) for p in self.titles if self.storm_of(p)]
