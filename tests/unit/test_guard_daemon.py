@@ -236,6 +236,22 @@ def test_a_storm_leaves_others_their_turn(tmp_path: Path) -> None:
     asyncio.run(watch())
 
 
+def test_causes_without_end_are_one_incident(tmp_path: Path) -> None:
+    """Of which the first is kept, and the last that came."""
+
+    async def main() -> None:
+        guard = guard_in(tmp_path)
+        begun, vm = no_work(guard), vm_of(guard, freeze_severity=S.DEFERRED)
+        for seq in range(1, 1001):
+            guard.begin(vm, {"layer": "panic", "seq": seq, "message": "m"})
+        (incident,) = guard.incidents.values()
+        assert len(begun) == 1
+        assert incident.cause["seq"] == 1
+        assert [e["seq"] for e in incident.events] == list(range(1001 - 64, 1001))
+
+    asyncio.run(main())
+
+
 def saying(home: Path) -> tuple[Path, Hook]:
     """A hook for errors, and the file to which it adds a line of what it is told."""
     said, program = home / "said", home / "hook"

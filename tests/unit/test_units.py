@@ -45,3 +45,18 @@ def test_a_policy_that_cannot_be_used_is_not_tried_again(tmp_path: Path) -> None
     (unit,) = [unit for unit in UNITS if unit.name == "hwerr-guard.service"]
     prevented = re.findall(r"(?m)^RestartPreventExitStatus=(.*)$", unit.read_text("utf-8"))
     assert str(done.returncode) in " ".join(prevented).split()
+
+
+def test_what_the_probe_may() -> None:
+    """What tests/vm/test_trust.py tries it with, and nothing that could be got besides."""
+    (unit,) = [unit for unit in UNITS if unit.name == "hwerr-probe.service"]
+    text = unit.read_text("utf-8")
+    (bounded,) = re.findall(r"(?m)^CapabilityBoundingSet=(.*)$", text)
+    assert set(bounded.split()) == {
+        "CAP_BPF", "CAP_PERFMON", "CAP_SYS_ADMIN",
+        "CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH", "CAP_DAC_OVERRIDE",
+    }  # fmt: skip
+    for line in ("NoNewPrivileges=yes", "ProtectSystem=strict", "RestrictNamespaces=yes"):
+        assert f"\n{line}\n" in text
+    # None that gives some back.
+    assert "AmbientCapabilities" not in text
