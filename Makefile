@@ -3,6 +3,7 @@
 # Each target is one call of something that can be called by hand.
 
 KERNELS ?= 6.1 6.12
+NO_RACES = $(filter-out tests/vm/test_races.py,$(wildcard tests/vm/test_*.py))
 
 help:		## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -19,28 +20,41 @@ test:		## all tests, on every kernel of KERNELS
 	scripts/setup
 	.venv/bin/python scripts/test --twice --kernels "$(KERNELS)"
 
+test-next:	## all VM tests on the kernel after those of KERNELS: 7.2, of sid
+	scripts/setup
+	scripts/kernel add 7.2 --suite sid
+	.venv/bin/python scripts/test --no-host --kernels 7.2
+
 test-long:	## what takes too long for `make test`: loads under a storm, races, freezing step by step
 	scripts/setup
+	HWERR_LONG=1 HWERR_RACES=20000 HWERR_RACES_SECONDS=inf .venv/bin/python scripts/test --no-host --cpus amd \
+		--kernels "$(KERNELS)" --timeout 7200 tests/vm/test_races.py
 	HWERR_LONG=1 .venv/bin/python scripts/test --no-host --cpus amd --kernels "$(KERNELS)" --timeout 7200 \
-		tests/vm/test_module.py tests/vm/test_races.py tests/vm/test_guard.py tests/vm/test_guard_steps.py \
+		tests/vm/test_module.py tests/vm/test_guard.py tests/vm/test_guard_steps.py \
 		tests/vm/test_guard_libvirt.py tests/vm/test_trace.py tests/vm/test_moduleless.py \
 		tests/vm/test_trust.py tests/vm/test_probe_service.py tests/vm/test_watch.py
 	HWERR_LONG=1 .venv/bin/python -m pytest -q -p no:cacheprovider tests/boots/test_lockdown.py
 	HWERR_QEMU=$$(scripts/program trixie qemu) .venv/bin/python -m pytest -q -p no:cacheprovider tests/unit/test_guard_release.py
 
-test-debug:	## all VM tests on a kernel that finds faults (KASAN, lockdep, kmemleak, ...)
+# What one VM may take is bounded: the races have one of their own.
+test-debug:	## all VM tests on a kernel that finds faults (KASAN, lockdep, ...); the fuzzers, longer
 	scripts/setup
 	scripts/kernel debug
-	HWERR_LONG=1 HWERR_RACES=20000 HWERR_RACES_SECONDS=900 HWERR_FUZZ_SECONDS=600 \
-		.venv/bin/python scripts/test --no-host --kernels debug --timeout 7200
+	HWERR_FUZZ_SECONDS=600 .venv/bin/python -m pytest -q -p no:cacheprovider tests/unit/test_fuzz_*.py
+	HWERR_LONG=1 HWERR_RACES=20000 HWERR_RACES_SECONDS=3600 \
+		.venv/bin/python scripts/test --no-host --cpus amd --kernels debug --timeout 7200 tests/vm/test_races.py
+	HWERR_LONG=1 HWERR_FUZZ_SECONDS=600 .venv/bin/python scripts/test --no-host --kernels debug --timeout 7200 \
+		$(NO_RACES)
 	HWERR_LONG=1 HWERR_CRASH=$$(scripts/program trixie crash) \
 		.venv/bin/python -m pytest -q -p no:cacheprovider tests/boots/test_crash.py
 
 test-kcsan:	## all VM tests on a kernel that finds data races of the module (KCSAN)
 	scripts/setup
 	scripts/kernel kcsan
-	HWERR_LONG=1 HWERR_RACES=5000 HWERR_RACES_SECONDS=600 HWERR_FUZZ_SECONDS=300 \
-		.venv/bin/python scripts/test --no-host --kernels kcsan --timeout 7200
+	HWERR_LONG=1 HWERR_RACES=5000 HWERR_RACES_SECONDS=1800 \
+		.venv/bin/python scripts/test --no-host --cpus amd --kernels kcsan --timeout 7200 tests/vm/test_races.py
+	HWERR_LONG=1 HWERR_FUZZ_SECONDS=300 .venv/bin/python scripts/test --no-host --kernels kcsan --timeout 7200 \
+		$(NO_RACES)
 
 test-ha:	## failovers of a FROZEN guest in a cluster of two VMs, without fencing
 	scripts/setup
@@ -86,5 +100,5 @@ clean:		## what was built here
 	rm -rf build
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help demo demo-ha test test-long test-debug test-kcsan test-ha test-install check bench bench-freeze bench-probes bench-peers setup module install uninstall clean
+.PHONY: help demo demo-ha test test-next test-long test-debug test-kcsan test-ha test-install check bench bench-freeze bench-probes bench-peers setup module install uninstall clean
 .DEFAULT_GOAL := help
