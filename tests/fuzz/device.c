@@ -52,13 +52,32 @@ static const char * const op_name[OPS] = {
 	"ioctl-grammar", "poll", "epoll", "lseek", "mmap", "fcntl", "fork", "splice", "pread",
 };
 
+#define COMMANDS	8
+
+static const struct {
+	const char *name;
+	unsigned long cmd;
+} command[COMMANDS] = {
+	{ "info", HWERR_IOC_INFO }, { "stats", HWERR_IOC_STATS },
+	{ "get-filter", HWERR_IOC_GET_FILTER }, { "set-filter", HWERR_IOC_SET_FILTER },
+	{ "seek", HWERR_IOC_SEEK }, { "guard", HWERR_IOC_GUARD }, { "stop", HWERR_IOC_STOP },
+	{ "guards", HWERR_IOC_GUARDS },
+};
+
+struct count {
+	_Atomic uint64_t done, good;
+};
+
 /* Shared between all processes. */
 static struct shared {
-	_Atomic uint64_t done[OPS], good[OPS];
+	struct count op[OPS], command[COMMANDS];
 	_Atomic int failed;
 } *shared;
 
 static _Atomic int file[FILES];
+/* Processes that may be guarded: this one, and a child, which may have gone. */
+static int own_pidfd;
+static _Atomic int child_pidfd = -1;
 static _Atomic int stop;
 static char *odd;			/* a page without rights behind one that has */
 
@@ -164,11 +183,15 @@ static size_t add_info(struct rng *r, char *at, size_t room)
 		sizeof(struct hwerr_info_edac), sizeof(struct hwerr_info_memory),
 		sizeof(struct hwerr_info_guest), sizeof(struct hwerr_info_task),
 		sizeof(struct hwerr_info_text) + 8, sizeof(struct hwerr_info_cper),
+		sizeof(struct hwerr_info_stop), sizeof(struct hwerr_info_vcpu),
+		sizeof(struct hwerr_info_block),
 	};
 	uint16_t type = 1 + rnd(r, HWERR_INFO_COUNT - 1);
 	struct hwerr_info *info = (void *)at;
 	size_t len = size[type], i;
 
+	if (!len)
+		fail("info %u is not known here", type);
 	if (type == HWERR_INFO_TEXT || type == HWERR_INFO_CPER)
 		len += 8 * rnd(r, 40);
 	if (len > room)
@@ -197,6 +220,19 @@ static size_t add_info(struct rng *r, char *at, size_t room)
 		break;
 	case HWERR_INFO_MCE:
 		((struct hwerr_info_mce *)at)->status = rnd64(r);
+		break;
+	case HWERR_INFO_STOP:
+		((struct hwerr_info_stop *)at)->tgid = some_tgid(r);
+		break;
+	case HWERR_INFO_VCPU:
+		((struct hwerr_info_vcpu *)at)->vcpu = rnd(r, 4);
+		((struct hwerr_info_vcpu *)at)->exit_reason = rnd(r, 40);
+		((struct hwerr_info_vcpu *)at)->insn_len = rnd(r, 17);
+		break;
+	case HWERR_INFO_BLOCK:
+		((struct hwerr_info_block *)at)->sector = rnd64(r);
+		((struct hwerr_info_block *)at)->op = rnd(r, 16);
+		memcpy(((struct hwerr_info_block *)at)->disk, "sda", 4);
 	}
 	return len;
 }
@@ -251,35 +287,103 @@ static void spoil(struct rng *r, char *at, size_t len)
 	}
 }
 
-static long do_ioctl(struct rng *r, int fd, int grammar, char *buf)
+/* Only processes of this program's own are guarded and stopped. */
+static int some_pidfd(struct rng *r)
 {
-	static const unsigned long known[] = {
-		HWERR_IOC_INFO, HWERR_IOC_STATS, HWERR_IOC_GET_FILTER, HWERR_IOC_SET_FILTER,
-		HWERR_IOC_SEEK,
-	};
-	unsigned long cmd = known[rnd(r, 5)];
+	switch (rnd(r, 8)) {
+	case 0:
+		return (int)odd_number(r);
+	case 1:
+		return file[rnd(r, FILES)];
+	case 2:
+	case 3:
+	case 4:
+		return child_pidfd;
+	default:
+		return own_pidfd;
+	}
+}
+
+static void fill_arg(struct rng *r, unsigned int nr, char *buf)
+{
 	struct hwerr_ioc_filter *f = (void *)buf;
 	struct hwerr_ioc_seek *s = (void *)buf;
+	struct hwerr_ioc_guard *g = (void *)buf;
+	struct hwerr_ioc_stop *stop_arg = (void *)buf;
+	struct hwerr_ioc_guards *list = (void *)buf;
+
+	switch (nr) {
+	case _IOC_NR(HWERR_IOC_SET_FILTER):
+		f->severities = rnd(r, 2) ? 0 : rnd(r, 1 << HWERR_SEV_COUNT);
+		f->sources = rnd(r, 2) ? 0 : rnd(r, 1 << HWERR_SRC_COUNT);
+		f->tgid = rnd(r, 3) ? 0 : rnd(r, 2) ? getpid() : (int)rnd(r, 300);
+		break;
+	case _IOC_NR(HWERR_IOC_SEEK):
+		s->whence = rnd(r, 3);
+		s->seq = s->whence == HWERR_SEEK_SEQ ? 1 + rnd(r, 100000) : 0;
+		break;
+	case _IOC_NR(HWERR_IOC_GUARD):
+		g->pidfd = some_pidfd(r);
+		if (rnd(r, 3)) {
+			g->severity = rnd(r, HWERR_SEV_COUNT + 1);
+			g->flags = rnd(r, 2) ? HWERR_GUARD_KEEP : 0;
+		} else {
+			g->flags = HWERR_GUARD_REMOVE;
+		}
+		break;
+	case _IOC_NR(HWERR_IOC_STOP):
+		stop_arg->pidfd = some_pidfd(r);
+		break;
+	case _IOC_NR(HWERR_IOC_GUARDS):
+		list->count = rnd(r, 2) ? rnd(r, 64) : odd_number(r);
+	}
+}
+
+/*
+ * The kernel writes to where this argument points: to where that harms nobody here. Behind the
+ * argument there is room for as many as there can be of ours.
+ */
+static void aim_guards(struct rng *r, char *buf)
+{
+	((struct hwerr_ioc_guards *)buf)->entries = (uintptr_t)place(r, buf + PAGE, PAGE);
+}
+
+static long do_ioctl(struct rng *r, int fd, int grammar, char *buf)
+{
+	unsigned int which = rnd(r, COMMANDS);
+	unsigned long cmd = command[which].cmd;
+	char *arg;
+	long ret;
 
 	if (!grammar) {
 		cmd = rnd(r, 3) ? cmd ^ 1UL << rnd(r, 32) : odd_number(r);
+		/* What is there from before is no pointer. */
+		if (_IOC_NR(cmd) == _IOC_NR(HWERR_IOC_GUARDS))
+			memset(buf, 0, 64);
 		/* FIOCLEX and its like are the kernel's own, and fine. */
 		return ioctl(fd, cmd, place(r, buf, _IOC_SIZE(cmd)));
 	}
 	memset(buf, 0, PAGE);
 	if (!rnd(r, 4))
 		cmd = _IOC(_IOC_DIR(cmd), HWERR_IOC_MAGIC, _IOC_NR(cmd), rnd(r, 600));
-	if (_IOC_NR(cmd) == _IOC_NR(HWERR_IOC_SET_FILTER)) {
-		f->severities = rnd(r, 2) ? 0 : rnd(r, 1 << HWERR_SEV_COUNT);
-		f->sources = rnd(r, 2) ? 0 : rnd(r, 1 << HWERR_SRC_COUNT);
-		f->tgid = rnd(r, 3) ? 0 : rnd(r, 2) ? getpid() : (int)rnd(r, 300);
-	} else if (_IOC_NR(cmd) == _IOC_NR(HWERR_IOC_SEEK)) {
-		s->whence = rnd(r, 3);
-		s->seq = s->whence == HWERR_SEEK_SEQ ? 1 + rnd(r, 100000) : 0;
-	}
+	fill_arg(r, _IOC_NR(cmd), buf);
 	if (!rnd(r, 5))
 		spoil(r, buf, 32);
-	return ioctl(fd, cmd, rnd(r, 8) ? buf : place(r, buf, _IOC_SIZE(cmd)));
+	arg = rnd(r, 8) ? buf : place(r, buf, _IOC_SIZE(cmd));
+	if (_IOC_NR(cmd) == _IOC_NR(HWERR_IOC_GUARDS)) {
+		aim_guards(r, buf);
+		/* Beside its beginning, other numbers were the pointer. */
+		if (arg > buf && arg < buf + PAGE)
+			arg = buf;
+	}
+	ret = ioctl(fd, cmd, arg);
+	/* Nobody here runs a guest: to say so is what is good. */
+	if (ret && _IOC_NR(cmd) == _IOC_NR(HWERR_IOC_STOP) && errno == ENXIO)
+		ret = 0;
+	atomic_fetch_add(&shared->command[which].done, 1);
+	if (!ret)
+		atomic_fetch_add(&shared->command[which].good, 1);
+	return ret;
 }
 
 static void *work(void *arg);
@@ -288,7 +392,7 @@ static void *work(void *arg);
 static long do_fork(struct rng *r)
 {
 	pid_t pid;
-	int status;
+	int status, old;
 
 	pid = fork();
 	if (!pid) {
@@ -307,6 +411,9 @@ static long do_fork(struct rng *r)
 	}
 	if (pid < 0)
 		return -1;
+	old = atomic_exchange(&child_pidfd, (int)syscall(SYS_pidfd_open, pid, 0));
+	if (old >= 0)
+		close(old);
 	waitpid(pid, &status, 0);
 	return 0;
 }
@@ -450,9 +557,9 @@ static void *work(void *arg)
 	while (!stop) {
 		enum op which = rnd(r, OPS);
 
-		atomic_fetch_add(&shared->done[which], 1);
+		atomic_fetch_add(&shared->op[which].done, 1);
 		if (do_op(r, which, buf) >= 0)
-			atomic_fetch_add(&shared->good[which], 1);
+			atomic_fetch_add(&shared->op[which].good, 1);
 	}
 	free(buf);
 	return NULL;
@@ -479,6 +586,14 @@ static void read_all(int fd, uint64_t *records, uint64_t *lost)
 	}
 	if (n < 0 && errno != EAGAIN)
 		fail("read: %s", strerror(errno));
+}
+
+static void show(const char *name, struct count *c)
+{
+	printf("%-14s %10llu, %llu good\n", name, (unsigned long long)c->done,
+	       (unsigned long long)c->good);
+	if (!c->good)
+		fail("%s never worked: it was not tested", name);
 }
 
 static void nothing(int signal)
@@ -517,6 +632,11 @@ int main(int argc, char **argv)
 	}
 	close(i);
 	stats(sleeper, &before);
+	own_pidfd = syscall(SYS_pidfd_open, getpid(), 0);
+	if (own_pidfd < 0) {
+		fail("pidfd_open: %s", strerror(errno));
+		return 1;
+	}
 
 	for (i = 0; i < THREADS; i++) {
 		rng[i].s = rnd64(&main_rng) | 1;
@@ -550,12 +670,10 @@ int main(int argc, char **argv)
 		fail("the file says %llu read and %llu lost, the records %llu and %llu",
 		     (unsigned long long)after.reader_read, (unsigned long long)after.reader_lost,
 		     (unsigned long long)records, (unsigned long long)lost);
-	for (i = 0; i < OPS; i++) {
-		printf("%-14s %10llu, %llu good\n", op_name[i], (unsigned long long)shared->done[i],
-		       (unsigned long long)shared->good[i]);
-		if (!shared->good[i])
-			fail("%s never worked: it was not tested", op_name[i]);
-	}
+	for (i = 0; i < OPS; i++)
+		show(op_name[i], &shared->op[i]);
+	for (i = 0; i < COMMANDS; i++)
+		show(command[i].name, &shared->command[i]);
 	printf("%llu records made, %llu read, %llu lost\n",
 	       (unsigned long long)(after.records - before.records), (unsigned long long)records,
 	       (unsigned long long)lost);

@@ -3,7 +3,7 @@
  * Every call that allocates or copies, with its first, second, ... allocation or copy
  * failing, until there is none left to fail (/proc/PID/fail-nth; needs the debug kernel).
  *
- *	nth device		open, filter, write, read, poll, statistics
+ *	nth device		open, filter, write, read, poll, statistics, guard, stop
  *	nth module FILE N...	loads and unloads FILE with allocation N failing
  *	nth module-count FILE	says how many there are, roughly
  *
@@ -14,11 +14,14 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdarg.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -26,7 +29,7 @@
 
 #define MOST	20000
 
-static int nth_fd, dev = -1;
+static int nth_fd, dev = -1, own_pidfd;
 static char buf[65536] __attribute__((aligned(8)));
 
 static void die(const char *fmt, ...)
@@ -141,11 +144,67 @@ static long do_poll(void)
 	return poll(&p, 1, 0);
 }
 
+static long do_guard(void)
+{
+	struct hwerr_ioc_guard g = { .pidfd = own_pidfd, .severity = HWERR_SEV_FATAL };
+
+	return ioctl(dev, HWERR_IOC_GUARD, &g);
+}
+
+/* That of a child is there. */
+static long do_guards(void)
+{
+	static struct hwerr_guard_entry entry[16];
+	struct hwerr_ioc_guards list = { .entries = (uintptr_t)entry, .count = 16 };
+
+	return ioctl(dev, HWERR_IOC_GUARDS, &list);
+}
+
+static unsigned int count_guards(void)
+{
+	struct hwerr_ioc_guards list = { 0 };
+
+	if (ioctl(dev, HWERR_IOC_GUARDS, &list))
+		die("list of guards: %s", strerror(errno));
+	return list.count;
+}
+
+/* Nobody here runs a guest: it gets as far as saying so. */
+static long do_stop(void)
+{
+	struct hwerr_ioc_stop s = { .pidfd = own_pidfd };
+	long ret = ioctl(dev, HWERR_IOC_STOP, &s);
+
+	return ret < 0 && errno == ENXIO ? 0 : ret;
+}
+
+/* A process that waits to be killed, and is guarded. */
+static void guard_a_child(void)
+{
+	struct hwerr_ioc_guard g = { .severity = HWERR_SEV_FATAL, .flags = HWERR_GUARD_KEEP };
+	pid_t pid = fork();
+
+	if (!pid) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		pause();
+		_exit(0);
+	}
+	if (pid < 0)
+		die("fork: %s", strerror(errno));
+	g.pidfd = syscall(SYS_pidfd_open, pid, 0);
+	if (ioctl(dev, HWERR_IOC_GUARD, &g))
+		die("guard of a child: %s", strerror(errno));
+	close(g.pidfd);
+}
+
 /* What the call before it left behind is taken back, and a record is there to be read. */
 static void prepare(void)
 {
+	struct hwerr_ioc_guard g = { .pidfd = own_pidfd, .flags = HWERR_GUARD_REMOVE };
 	struct hwerr_ioc_filter f = { 0 };
 
+	if (ioctl(dev, HWERR_IOC_GUARD, &g) && errno != ENOENT)
+		die("disarming: %s", strerror(errno));
 	if (ioctl(dev, HWERR_IOC_SET_FILTER, &f) || do_write() < 0 || do_seek())
 		die("between two calls: %s", strerror(errno));
 }
@@ -156,6 +215,7 @@ static const struct {
 } op[] = {
 	{ "open", do_open }, { "filter", do_filter }, { "write", do_write }, { "seek", do_seek },
 	{ "read", do_read }, { "stats", do_stats }, { "poll", do_poll },
+	{ "guard", do_guard }, { "guards", do_guards }, { "stop", do_stop },
 };
 
 static void device(void)
@@ -166,6 +226,8 @@ static void device(void)
 	dev = open("/dev/hwerr", O_RDWR | O_NONBLOCK);
 	if (dev < 0)
 		die("/dev/hwerr: %s", strerror(errno));
+	own_pidfd = syscall(SYS_pidfd_open, getpid(), 0);
+	guard_a_child();
 	for (i = 0; i < sizeof(op) / sizeof(*op); i++) {
 		failed = 0;
 		for (n = 1;; n++) {
@@ -183,6 +245,8 @@ static void device(void)
 				die("%s: allocation %d failed, and it says %s", op[i].name, n,
 				    strerror(err));
 			failed += ret < 0;
+			if (ret < 0 && op[i].call == do_guard && count_guards() != 1)
+				die("a guard that was refused is there");
 			if (ret < 0 && op[i].call() < 0)
 				die("%s: does not recover: %s", op[i].name, strerror(errno));
 			if (!hit)

@@ -28,9 +28,11 @@ from hwerr_notify.guard.policy import Policy, VmPolicy
 from hwerr_notify.guard.process import Process
 from hwerr_notify.guard.vm import Vm
 
-pytestmark = pytest.mark.once
-
 SECONDS = float(os.environ.get("HWERR_FUZZ_SECONDS", "10"))
+
+# Longer than what a test has elsewhere, where it fuzzes longer: what is left of the examples is made, too.
+pytestmark = [pytest.mark.once, pytest.mark.timeout(2 * SECONDS + 600)]
+
 FUZZ = settings(
     max_examples=100 if SECONDS <= 10 else 100_000, deadline=None, database=None,
     suppress_health_check=list(HealthCheck),

@@ -11,31 +11,48 @@ from pathlib import Path
 import pytest
 
 TOP = Path(__file__).resolve().parents[2]
+FUZZ = TOP / "tests" / "fuzz"
+SEEDS = [
+    line.split()[0]
+    for line in (FUZZ / "regress" / "device").read_text("utf-8").splitlines()
+    if not line.startswith("#")
+]
 SECONDS = int(os.environ.get("HWERR_FUZZ_SECONDS", "60"))
 LOADS = int(os.environ.get("HWERR_FAILED_LOADS", "40"))
 
 
-def test_device() -> None:
+def _fuzz(seconds: int, seed: str) -> None:
     """The kernel's checks see to the rest: a splat ends the whole run (tests/vm/run)."""
     out = TOP / "build" / "fuzz"
-    subprocess.run(["make", "-s", "-C", TOP / "tests" / "fuzz", f"OUT={out}", out / "device"], check=True)
+    subprocess.run(["make", "-s", "-C", FUZZ, f"OUT={out}", out / "device"], check=True)
     # Said, so that a failure can be repeated as far as threads allow.
-    seed = os.environ.get("HWERR_FUZZ_SEED") or str(time.time_ns())
     print(f"HWERR_FUZZ_SEED={seed}")
     run = subprocess.run(
-        [out / "device", str(SECONDS), seed],
+        [out / "device", str(seconds), seed],
         check=False,
         capture_output=True,
         text=True,
-        timeout=SECONDS + 300,
+        timeout=seconds + 300,
     )
     print(run.stdout)
     assert run.returncode == 0, f"{run.stderr}{run.stdout} seed {seed}, status {run.returncode}"
 
 
+@pytest.mark.once
+@pytest.mark.timeout(SECONDS + 400)
+def test_device() -> None:
+    _fuzz(SECONDS, os.environ.get("HWERR_FUZZ_SEED") or str(time.time_ns()))
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("seed", SEEDS)
+def test_seeds_that_are_kept(seed: str) -> None:
+    _fuzz(min(SECONDS, 10), seed)
+
+
 def _nth(*argv: str | Path) -> str:
     out = TOP / "build" / "fuzz"
-    subprocess.run(["make", "-s", "-C", TOP / "tests" / "fuzz", f"OUT={out}", out / "nth"], check=True)
+    subprocess.run(["make", "-s", "-C", FUZZ, f"OUT={out}", out / "nth"], check=True)
     run = subprocess.run([out / "nth", *argv], check=False, capture_output=True, text=True, timeout=1800)
     print(run.stdout)
     assert run.returncode == 0, run.stderr + run.stdout
@@ -50,6 +67,7 @@ def test_each_allocation_of_a_call_fails() -> None:
 
 
 @pytest.mark.debug
+@pytest.mark.once
 def test_allocations_of_loading_fail() -> None:
     """Some of them, chosen anew each time: there are hundreds, most of them not ours."""
     ko = os.environ["HWERR_KO"]
