@@ -28,9 +28,9 @@ STAY = ("-action", "reboot=shutdown,shutdown=pause")
 
 
 class Service:
-    """hwerr-probe run, ready."""
+    """hwerr-probe run, ready. `prefix` is what starts it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *prefix: str) -> None:
         path = f"/run/hwerr/notify-{os.getpid()}"
         Path(path).unlink(missing_ok=True)
         self.said = b""
@@ -38,7 +38,7 @@ class Service:
             sock.bind(path)
             sock.settimeout(LIMIT)
             self.process = subprocess.Popen(
-                ["hwerr-probe", "run"],
+                [*prefix, "hwerr-probe", "run"],
                 env=os.environ | {"NOTIFY_SOCKET": path},
                 stderr=subprocess.PIPE,
                 text=True,

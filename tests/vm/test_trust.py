@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -14,10 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from probed import Service, fails
+from testbed.kernel import put
 from testbed.victim import Victim
+from testbed.wait import until, wait_event
 
 import hwerr_notify as h
+from hwerr_notify import probe
 
+TOP = Path(__file__).resolve().parents[2]
+CGROUP = Path("/sys/fs/cgroup")
 LIMIT = 120.0
 NOBODY = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "--no-new-privs"]
 NOTHING = [*NOBODY, "--bounding-set", "-all", "--inh-caps", "-all"]
@@ -95,6 +103,87 @@ def test_what_takes_more_is_refused_in_words(argv: list[str], status: int, said:
     assert stats()["probes"] == before["probes"]
 
 
+@pytest.mark.amd
+def test_the_probe_needs_no_more_than_its_unit_gives() -> None:
+    """With the capabilities of packaging/systemd/hwerr-probe.service it says whose guest panicked."""
+    unit = (TOP / "packaging/systemd/hwerr-probe.service").read_text("utf-8")
+    (bounded,) = re.findall(r"(?m)^CapabilityBoundingSet=(.*)$", unit)
+    kept = ",".join(f"+{name.removeprefix('CAP_').lower()}" for name in bounded.split())
+    service = Service("setpriv", "--no-new-privs", "--bounding-set", f"-all,{kept}")
+    try:
+        status = Path(f"/proc/{service.process.pid}/status").read_text("ascii")
+        assert bin(int(re.findall(r"(?m)^CapEff:\s*(\w+)$", status)[0], 16)).count("1") == len(
+            bounded.split()
+        )
+        with h.open() as device, fails("panic") as guest:
+            event = wait_event(device, lambda e: bool(e.guests) and e.vcpu is not None)
+            assert [(g.pid, g.name) for g in event.guests] == [(guest.pid, "bad")]
+    finally:
+        ended, said = service.stop()
+        probe.unload()
+    assert ended == 0, said
+
+
+OPENED = 2000
+OPENER = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (5000, 5000))
+kept = []
+for path in ("/dev/null", "/dev/hwerr"):
+    kept += [os.open(path, os.O_RDONLY) for _ in range(OPENED)]
+    print(path, flush=True)
+    sys.stdin.readline()
+try:
+    while True:
+        kept.append(os.open(path, os.O_RDONLY))
+except OSError as error:
+    print(error.errno, len(kept), flush=True)
+"""
+
+
+def test_open_files_are_charged_to_their_opener() -> None:
+    """To its cgroup, as everything else that it has the kernel allocate, and there is an end to them."""
+    put(CGROUP / "cgroup.subtree_control", "+memory")
+    group = CGROUP / "opener"
+    group.mkdir()
+
+    def slab() -> int:
+        return int(re.findall(r"(?m)^slab (\d+)$", (group / "memory.stat").read_text("ascii"))[0])
+
+    code = OPENER.replace("OPENED", str(OPENED))
+    argv = [
+        "sh",
+        "-c",
+        'echo 0 >"$0" && exec "$@"',
+        str(group / "cgroup.procs"),
+        *NOTHING,
+        "python",
+        "-c",
+        code,
+    ]
+    try:
+        with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdin
+            assert process.stdout
+            used = [slab()]
+            for path in ("/dev/null", "/dev/hwerr"):
+                assert process.stdout.readline() == f"{path}\n"
+                used.append(slab())
+                process.stdin.write("\n")
+                process.stdin.flush()
+            said = process.stdout.readline().split()
+    finally:
+        put(group / "cgroup.kill", "1")
+        until(lambda: "populated 0" in (group / "cgroup.events").read_text("ascii"), LIMIT)
+        group.rmdir()
+    null, ours = used[1] - used[0], used[2] - used[1]
+    print(f"{OPENED} files: {null} bytes of slab, of /dev/hwerr {ours}")
+    # A reader has a filter, a cursor, counts: more than this.
+    assert ours - null > OPENED * 100
+    assert said[0] == str(errno.EMFILE)
+    assert int(said[1]) < 5000
+
+
 def test_a_user_namespace_gives_no_right(publisher: h.Device) -> None:
     """Root of a namespace of one's own, with every capability in it."""
     publisher.publish(h.build(h.Task(1, comm="secret"), severity=h.Severity.FATAL, text="secret"))
@@ -155,8 +244,6 @@ def test_a_set_uid_program_is_not_its_callers(mode: int, said: list[str], tmp_pa
         subprocess.run(["umount", "-l", tmp_path], check=True)
 
 
-# Has not been seen to its end.
-@pytest.mark.long
 def test_hwerr_guard_is_roots(tmp_path: Path) -> None:
     """Neither its socket nor its files are anybody's else, with the umask that lets most."""
     policy = tmp_path / "guard.toml"
