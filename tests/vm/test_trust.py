@@ -211,7 +211,8 @@ if os.fork():
 os.close(writing)
 os.read(reading, 1)
 fd = os.pidfd_open(parent)
-for act in (device.read_nonblocking, lambda: device.guard(fd, h.Severity.FATAL), lambda: device.stop(fd)):
+arm = lambda: device.guard(fd, h.Severity.FATAL, keep=True)
+for act in (device.read_nonblocking, arm, lambda: device.stop(fd)):
     try:
         act()
         print("done", flush=True)
@@ -224,11 +225,13 @@ os.kill(os.getpid(), 9)
 @pytest.mark.parametrize(
     ("mode", "said"), [(0o755, ["done", "done", "OSError"]), (0o4755, ["PermissionError"] * 3)]
 )
-def test_a_set_uid_program_is_not_its_callers(mode: int, said: list[str], tmp_path: Path) -> None:
+def test_a_set_uid_program_is_not_its_callers(mode: int, said: list[str]) -> None:
     """Who kept the file of a process that is now more than he learns nothing of it, and cannot stop it."""
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=0755", "none", tmp_path], check=True)
+    home = Path("/run/hwerr-suid")  # where everybody comes
+    home.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=0755", "none", home], check=True)
     try:
-        program = tmp_path / "sleep"
+        program = home / "sleep"
         shutil.copy("/bin/sleep", program)
         program.chmod(mode)
         process = subprocess.Popen(
@@ -241,7 +244,8 @@ def test_a_set_uid_program_is_not_its_callers(mode: int, said: list[str], tmp_pa
         process.kill()
         process.communicate()
     finally:
-        subprocess.run(["umount", "-l", tmp_path], check=True)
+        subprocess.run(["umount", "-l", home], check=True)
+        home.rmdir()
 
 
 def test_hwerr_guard_is_roots(tmp_path: Path) -> None:
