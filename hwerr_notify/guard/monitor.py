@@ -22,7 +22,7 @@ from qemu.qmp.protocol import Runstate, StateError
 
 from .errors import Fault, GuardError, MonitorError, NobodyListensError, Refused
 
-__all__ = ["EventHandler", "Monitor", "QmpMonitor", "answer", "hmp", "together", "whatever_fails"]
+__all__ = ["EventHandler", "Monitor", "QmpMonitor", "answer", "hmp", "sent", "together", "whatever_fails"]
 
 EventHandler = Callable[[dict[str, Any]], None]
 
@@ -31,6 +31,9 @@ DEFAULT_LIMIT = 5.0
 
 # query-block and `info qtree` of a large VM are some hundred KiB.
 _MAX_LINE = 64 << 20
+
+# From a task for each command, over the client's queue, to the socket.
+_TURNS = 5
 
 logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
 
@@ -96,8 +99,33 @@ async def whatever_fails(*jobs: Coroutine[Any, Any, Any]) -> list[Any]:
     raise (MonitorError if away else Fault)("; ".join(str(error) for error in failed))
 
 
+async def sent() -> None:
+    """Returns when what monitors were told in this turn of the event loop is on its way."""
+    for _ in range(_TURNS):
+        await asyncio.sleep(0)
+
+
 class _Client(QMPClient):
-    """Without the hooks' own work, which writes each message anew, indented, for a log that nobody reads."""
+    """Without the hooks' own work, which writes each message anew, indented, for a log that nobody reads.
+
+    And what is to be sent goes out in one piece, so that QEMU is woken once for commands that were given
+    together.
+    """
+
+    def __init__(self, name: str, readbuflen: int) -> None:
+        super().__init__(name, readbuflen)
+        self._unsent: list[bytes] = []
+
+    def _do_send(self, msg: Message) -> None:
+        if not self._unsent:
+            asyncio.get_running_loop().call_soon(self._send_all)
+        self._unsent.append(bytes(msg))
+
+    def _send_all(self) -> None:
+        data, self._unsent = b"".join(self._unsent), []
+        # None: it was closed meanwhile.
+        if self._writer is not None:
+            self._writer.write(data)
 
     def _cb_outbound(self, msg: Message) -> Message:
         return msg
@@ -137,7 +165,7 @@ class QmpMonitor:
                 await asyncio.get_running_loop().sock_connect(sock, os.fspath(path))
                 # struct ucred: who called listen().
                 pid = struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
-                client = _Client(f"pid-{pid}", readbuflen=_MAX_LINE)
+                client = _Client(f"pid-{pid}", _MAX_LINE)
                 await client.connect(sock)
         except TimeoutError:
             sock.close()
@@ -174,7 +202,10 @@ class QmpMonitor:
         self, command: str, arguments: dict[str, Any] | None = None, *, limit: float = DEFAULT_LIMIT
     ) -> Any:
         """See `Monitor`."""
-        message = Message({"execute": command, **({"arguments": arguments} if arguments else {})})
+        # The client copies it, adds a number and only then needs it as bytes.
+        message = Message(
+            {"execute": command, "arguments": arguments} if arguments else {"execute": command}, eager=False
+        )
         try:
             async with asyncio.timeout(limit):
                 return await self._client.execute_msg(message)
