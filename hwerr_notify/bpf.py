@@ -628,6 +628,10 @@ class Seal:
     def _entry(cls, tgid: int, device: int, inode: int) -> bytes:
         return cls._key(tgid) + device.to_bytes(4, "little") + inode.to_bytes(8, "little")
 
+    def state(self, tgid: int) -> SealState | None:
+        """Of one process, which may have ended; None if it is not sealed."""
+        return self._state(self._key(tgid))
+
     def sealed(self) -> dict[int, SealState]:
         """What is sealed, by process number; processes that have ended may be among them."""
         states = {int.from_bytes(key, "little"): self._state(key) for key in self._map}

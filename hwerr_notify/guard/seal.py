@@ -11,6 +11,7 @@ disks could not be detached, its monitor must be silent as well.
 from __future__ import annotations
 
 import asyncio
+import os
 import select
 import time
 from collections.abc import Iterable
@@ -25,9 +26,12 @@ from .fault import fault_point
 from .outside import FDSET, Given
 from .process import TICK_NS, Process
 
-__all__ = ["Freezer", "Sealed", "Sealer"]
+__all__ = ["Freezer", "Inodes", "Sealed", "Sealer", "inodes"]
 
 _CGROUPS = Path("/sys/fs/cgroup")
+
+# (device, inode) of files, and names under which there is none.
+Inodes = tuple[list[tuple[int, int]], list[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +93,16 @@ class Freezer:
     def thaw(self, process: Process) -> None:
         """Lets it run again, if it was frozen. Fault."""
         try:
-            (self._home(process) / "cgroup.freeze").write_text("0", "ascii")
+            # Each freeze begins with it, and there is seldom something to thaw.
+            fd = os.open(self._home(process) / "cgroup.freeze", os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.write(fd, b"0")
+            finally:
+                os.close(fd)
         except FileNotFoundError:
             return
         except OSError as error:
-            raise Fault(f"{error.filename}: {error.strerror}") from None
+            raise Fault(f"{error.filename or self._home(process)}: {error.strerror}") from None
 
     def remove(self, process: Process) -> None:
         """Its cgroup, once the process has ended."""
@@ -127,7 +136,7 @@ class Sealer:
         """How often KVM_RUN was refused to it; None if it is not sealed by the LSM program."""
         if self._lsm is None:
             return None
-        entry = self._lsm.sealed().get(process.pid)
+        entry = self._lsm.state(process.pid)
         if entry is None:
             return None
         return entry.refusals if entry.start_ns // TICK_NS == process.start_ticks else None
@@ -153,17 +162,18 @@ class Sealer:
         limit: float,
         images: Iterable[str] = (),
         given: Iterable[Given] = (),
+        looked: asyncio.Task[Inodes] | None = None,
     ) -> Sealed:
         """`whole`: freeze the process too; without KVM there is nothing else. Fault if it is not sealed.
 
         `images` are not opened by it again, as far as there are files of these names where it looks for them;
-        nor is what it was `given`.
+        nor is what it was `given`. `looked` is a look at them (`inodes()`) that was begun before.
         """
-        by_lsm = False
+        by_lsm = with_images = False
         why = self.why_weaker or ("it does not run under KVM" if not kvm else None)
         if self._lsm is not None and kvm:
             try:
-                self._lsm.seal(process.pid, process.start_ns)
+                with_images = self._seal_by_lsm(process, looked)
                 by_lsm = self.refusals(process) is not None
                 why = None if by_lsm else "the seal did not stay"
             except OSError as error:
@@ -177,25 +187,35 @@ class Sealer:
                 reason = f"KVM_RUN is not refused ({why}), and " if why else ""
                 raise Fault(f"{reason}the process cannot be frozen: {error}") from None
         if by_lsm:
-            how = "KVM_RUN, its disks and connecting refused" + await self._keep_out(
-                process, images, tuple(given), limit / 2
+            looked = looked or asyncio.create_task(
+                asyncio.to_thread(inodes, process.pid, images, tuple(given))
             )
+            how = "KVM_RUN, its disks and connecting refused"
+            how += await self._keep_out(process, looked, limit / 2, with_images)
             return Sealed(False, whole, how + (", process frozen" if whole else ""))
         return Sealed(True, True, f"process frozen by cgroup; KVM_RUN is not refused: {why}")
 
+    def _seal_by_lsm(self, process: Process, looked: asyncio.Task[Inodes] | None) -> bool:
+        """Whether with its images, too, because they are known already. OSError if it is not sealed."""
+        assert self._lsm is not None
+        if looked is not None and looked.done():
+            # There may be no room for them.
+            with suppress(OSError, asyncio.CancelledError):
+                self._lsm.seal(process.pid, process.start_ns, looked.result()[0])
+                return True
+        self._lsm.seal(process.pid, process.start_ns)
+        return False
+
     async def _keep_out(
-        self, process: Process, images: Iterable[str], given: tuple[Given, ...], limit: float
+        self, process: Process, looked: asyncio.Task[Inodes], limit: float, done: bool
     ) -> str:
         """From its images, by their inodes; of which not, for people. The guest is sealed in any case."""
         assert self._lsm is not None
         try:
             async with asyncio.timeout(limit):
-                # In a thread: a look at a file on a dead NFS server does not come back.
-                files, unknown = await asyncio.to_thread(_inodes, process.pid, images)
-            if given and all(file.kernel for file in given):
-                unknown = [image for image in unknown if not image.startswith(FDSET)]
-            files += [file.kernel for file in given if file.kernel]
-            self._lsm.seal(process.pid, process.start_ns, files)
+                files, unknown = await looked
+            if not done:
+                self._lsm.seal(process.pid, process.start_ns, files)
         except (OSError, TimeoutError) as error:
             return f" (devices only: {error if str(error) else 'its images do not answer'})"
         return f" (but for {', '.join(unknown)})" if unknown else ""
@@ -214,12 +234,18 @@ class Sealer:
         self.freezer.remove(process)
 
 
-def _inodes(pid: int, images: Iterable[str]) -> tuple[list[tuple[int, int]], list[str]]:
-    """Of those that are there, and the others: a name may be of something that is no file, or is gone."""
+def inodes(pid: int, images: Iterable[str], given: Iterable[Given] = ()) -> Inodes:
+    """Of those that are there, and the others: a name may be of something that is no file, or is gone.
+
+    And of what it was `given`. Blocks: a look at a file on a dead NFS server does not come back.
+    """
     found, unknown = [], []
     for image in images:
         try:
             found.append(bpf.inode_of(image, pid))
         except OSError:
             unknown.append(image)
-    return found, unknown
+    handed = [file.kernel for file in given]
+    if handed and all(handed):
+        unknown = [image for image in unknown if not image.startswith(FDSET)]
+    return found + [inode for inode in handed if inode], unknown
