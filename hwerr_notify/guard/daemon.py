@@ -34,7 +34,15 @@ from ..names import qemu_identity
 from . import decide, net
 from .control import Control
 from .cursor import Cursor
-from .errors import CannotBeginError, Fault, GuardError, MonitorError, NobodyListensError, NoSuchError
+from .errors import (
+    CannotBeginError,
+    Fault,
+    GuardError,
+    MonitorError,
+    NobodyListensError,
+    NoSuchError,
+    Refused,
+)
 from .fault import fault_point
 from .front import Front
 from .inotify import DirectoryWatch
@@ -49,7 +57,7 @@ from .steps import Steps, a_bug, core_path, in_event_path, lost_monitor
 from .store import Incident, Step, Store, no_such
 from .tell import Teller
 from .threads import Threads
-from .vm import Machine, Vm, identity, look, safe_name
+from .vm import Machine, Vm, identity, safe_name
 
 __all__ = ["Guard"]
 
@@ -84,6 +92,9 @@ _AT_ONCE = 4
 
 # How long a thread may keep Python's lock that another wants, seconds.
 _SWITCH = 0.0005
+
+# In so many turns of the event loop a record that is there is read and dealt with.
+_TURNS = 8
 
 # Events that a subscriber may be behind with before it is cut off.
 _BACKLOG = 1024
@@ -422,7 +433,6 @@ class Guard:
                 return
             assert vm.monitor is not None
             await vm.monitor.closed.wait()
-            vm.changed.set()
 
     def cannot_reach(self, where: str, error: Exception | str) -> None:
         """Shown by `status` until it is reached; logged when it begins, or is for another reason."""
@@ -494,6 +504,7 @@ class Guard:
             process.close()
             vm = known
             old, vm.monitor = vm.monitor, monitor
+            vm.missed()
             if old is not None and old is not monitor:
                 await old.aclose()
             vm.where = where
@@ -505,8 +516,11 @@ class Guard:
         if vm.incident is None:
             # First: a monitor that hangs now is no reason not to stop it when it is hit.
             self._arm(vm)
-            vm.machine = await look(monitor, vm.process)
+            await vm.look_anew()
             self._arm_kvm(vm)
+            # Asked again when it is needed.
+            with suppress(Refused):
+                await vm.ask_once()
             if vm.machine.taps:
                 await asyncio.to_thread(net.get_ready)
             for what in vm.machine.devices:
@@ -516,6 +530,8 @@ class Guard:
         log.info("VM %s (process %d): guarded", vm.name, vm.process.pid)
         # What happened before anybody listened.
         status = await vm.status()
+        if status not in ("running", "inmigrate", "suspended"):
+            vm.halted.set()
         if status == "io-error" and not await _io_failed(monitor):
             # Out of space, say: QEMU goes on when it is told to, as nothing is broken.
             return vm
@@ -567,7 +583,6 @@ class Guard:
 
     def _process_ended(self, vm: Vm) -> None:
         asyncio.get_running_loop().remove_reader(vm.process.pidfd)
-        vm.changed.set()
         self.spawn(self._after_end(vm))
 
     async def _after_end(self, vm: Vm) -> None:
@@ -834,7 +849,7 @@ class Guard:
         self.publish({"event": "DEGRADED_CLEARED", "vm": vm.name})
 
     def monitor_event(self, vm: Vm, event: dict[str, Any]) -> None:
-        vm.changed.set()
+        vm.heard(event)
         if front := self.fronts.get(vm.key):
             front.pass_on(event)
         if vm.incident is not None:
@@ -846,6 +861,11 @@ class Guard:
             self.spawn(self._why_stopped(vm))
 
     async def _why_stopped(self, vm: Vm) -> None:
+        # The kernel's record and QEMU's event are there at the same time: it is read first.
+        for _ in range(_TURNS):
+            await asyncio.sleep(0)
+        if vm.incident is not None:
+            return
         with suppress(MonitorError):
             status = await vm.status()
             # The record that says why comes first if there is one: the kernel wrote it before QEMU knew.
@@ -998,7 +1018,6 @@ class Guard:
         began = time.time_ns()
         fault_point("before-tell")
         facts = _facts(incident)
-        log.warning("VM %s is FROZEN (incident %s)", vm.name, incident.id)
         failed = self._mark(vm, "frozen")
         self.metrics.frozen(incident)
         if front := self.fronts.get(vm.key):
@@ -1008,6 +1027,7 @@ class Guard:
                 log.exception("VM %s: its front", vm.name)
                 failed.append(f"the front: {a_bug(error)}")
         self.publish({"event": "GUEST_FROZEN", **facts})
+        log.warning("VM %s is FROZEN (incident %s)", vm.name, incident.id)
         fault_point("inside-tell")
         # Each has its time: a hook that takes all of it does not make the cluster's answer unknown, nor is
         # it forgotten when the cluster is told again.

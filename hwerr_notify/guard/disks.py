@@ -24,11 +24,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from .errors import Fault, MonitorError, Refused
-from .monitor import Monitor, answer, hmp, together
+from .monitor import Monitor, Question, answer, hmp, together
 from .outside import Given, take_given
-from .process import Held, Process
+from .process import Held, Look, Process
 
-__all__ = ["Released", "release", "still_held"]
+__all__ = ["QUESTIONS", "Released", "release", "still_held", "verify"]
 
 PLACEHOLDER = "hwerr-gone-"
 
@@ -45,15 +45,20 @@ _RUNS = frozenset({"setup", "active", "pre-switchover", "device", "wait-unplug",
 _Found = tuple[list[dict[str, Any]], list[dict[str, Any]]]
 
 
-async def _look(monitor: Monitor) -> _Found:
+_BLOCKS: tuple[Question, ...] = (("query-block", None), ("query-named-block-nodes", {"flat": True}))
+# What `release` has to know.
+QUESTIONS: tuple[Question, ...] = (
+    ("query-migrate", None),
+    ("query-block-jobs", None),
+    ("query-block-exports", None),
+    *_BLOCKS,
+)
+
+
+async def _look(monitor: Monitor, asked: list[Any] | None) -> _Found:
     """Block devices and nodes, after migrations, jobs and exports, which use nodes too, were ended."""
-    migration, jobs, _, exports, *found = await together(
-        monitor.execute("query-migrate"),
-        monitor.execute("query-block-jobs"),
-        # Its exports go with it.
-        _may_refuse(monitor, "nbd-server-stop", {}),
-        monitor.execute("query-block-exports"),
-        *_asked(monitor),
+    migration, jobs, exports, *found = asked or await together(
+        *(monitor.execute(*question) for question in QUESTIONS)
     )
     ends = [
         _may_refuse(monitor, "block-job-cancel", {"device": job["device"], "force": True})
@@ -66,13 +71,11 @@ async def _look(monitor: Monitor) -> _Found:
     if answer(migration, dict, "query-migrate").get("status") in _RUNS:
         ends.append(_may_refuse(monitor, "migrate_cancel", {}))
     if ends:
-        found = (await together(*ends, *_asked(monitor)))[-2:]
+        # Its exports go with the server.
+        ends.append(_may_refuse(monitor, "nbd-server-stop", {}))
+        found = (await together(*ends, *(monitor.execute(*question) for question in _BLOCKS)))[-2:]
     blocks, nodes = found
     return answer(blocks, list, "query-block"), answer(nodes, list, "query-named-block-nodes")
-
-
-def _asked(monitor: Monitor) -> tuple[Coroutine[Any, Any, Any], Coroutine[Any, Any, Any]]:
-    return monitor.execute("query-block"), monitor.execute("query-named-block-nodes", {"flat": True})
 
 
 def _theirs(nodes: Any) -> list[dict[str, Any]]:
@@ -141,15 +144,16 @@ async def _in_its_thread(monitor: Monitor, qdev: str, empty: str) -> str | None:
     return why
 
 
-async def _detach(monitor: Monitor) -> list[str]:
+async def _detach(monitor: Monitor, asked: list[Any] | None = None) -> list[str]:
     """Detaches and deletes; what is in the way, for people.
 
     All of it is told QEMU at once, which does it in that order: the guest waits for nobody's answers.
     """
-    blocks, nodes = await _look(monitor)
+    blocks, nodes = await _look(monitor, asked)
     left = _theirs(nodes)
     taken = {str(node["node-name"]) for node in nodes}
-    commands: list[Coroutine[Any, Any, Any]] = []
+    # A server that has nothing to serve listens all the same.
+    commands: list[Coroutine[Any, Any, Any]] = [_may_refuse(monitor, "nbd-server-stop", {})]
     last: dict[int, int] = {}  # of a block's commands
     empty: dict[int, str | None] = {}
     for n, block in enumerate(blocks):
@@ -190,6 +194,13 @@ async def _delete(
     return said, _theirs(left)
 
 
+async def _try_to_detach(monitor: Monitor, asked: list[Any] | None = None) -> list[str]:
+    try:
+        return await _detach(monitor, asked)
+    except Refused as error:
+        return [str(error)]
+
+
 async def _inactivate(monitor: Monitor, poisoned: bool) -> str:
     try:
         await monitor.execute("blockdev-set-active", {"active": False})
@@ -216,10 +227,13 @@ def image_paths(nodes: list[dict[str, Any]]) -> frozenset[str]:
     return frozenset(str(n["file"]) for n in nodes if n.get("drv") in ("file", "host_device", "host_cdrom"))
 
 
-def still_held(process: Process, images: frozenset[str], given: Iterable[Given] = ()) -> list[Held]:
+def still_held(
+    process: Process, images: frozenset[str], given: Iterable[Given] = (), look: Look | None = None
+) -> list[Held]:
     """Open files through which the process could still write an image, or bar another from it.
 
-    A file is known by what it is, as it may be open under another name than QEMU was given.
+    A file is known by what it is, as it may be open under another name than QEMU was given. `look`: one just
+    now.
     """
     known = {file.shown for file in given}
     for image in images:
@@ -228,35 +242,25 @@ def still_held(process: Process, images: frozenset[str], given: Iterable[Given] 
             known.add((status.st_dev, status.st_ino))
     return [
         held
-        for held in process.files()
+        for held in (look or process.look()).files
         if held.locked
         or (held.writable and (held.block or (held.device, held.inode) in known or held.path in images))
     ]
 
 
 async def release(
-    monitor: Monitor,
-    process: Process,
-    images: frozenset[str],
-    *,
-    poisoned: bool,
-    given: Iterable[Given] = (),
+    monitor: Monitor, images: frozenset[str], asked: list[Any] | None = None, *, poisoned: bool
 ) -> Released:
-    """The guest must be stopped. Fault, MonitorError. Verified from outside QEMU."""
-    try:
-        reasons = await _detach(monitor)
-    except Refused as error:
-        reasons = [str(error)]
+    """The guest must be stopped. Fault, MonitorError. It is QEMU's word alone: then `verify()`.
+
+    `asked`: the answers to `QUESTIONS`, since the guest was stopped.
+    """
+    reasons = await _try_to_detach(monitor, asked)
+    if reasons and asked is not None:
+        # Somebody else may have changed something since.
+        reasons = await _try_to_detach(monitor)
     if not reasons:
         await take_given(monitor, images)
-        # In a thread: a look at a file on a dead NFS server does not come back.
-        if held := await asyncio.to_thread(still_held, process, images, given):
-            names = ", ".join(h.path for h in held)
-            kept = {file.shown for file in given}
-            if any(h.locked or (h.device, h.inode) not in kept for h in held):
-                raise Fault(f"QEMU says its disks are gone, and holds {names}")
-            # QEMU 7.2 closes none of them while the guest does not run (monitor_fdset_cleanup()).
-            return Released(False, f"detached, but QEMU keeps the open file that it was given: {names}")
         return Released(True, "detached")
     try:
         how = await _inactivate(monitor, poisoned)
@@ -264,6 +268,22 @@ async def release(
         raise Fault(f"not detached ({'; '.join(reasons)}), not inactive ({error})") from None
     except MonitorError as error:
         raise Fault(f"not detached ({'; '.join(reasons)}): {error}") from None
-    if locked := [h.path for h in await asyncio.to_thread(process.files) if h.locked]:
-        raise Fault(f"QEMU says its disks are inactive, and locks {', '.join(locked)}")
     return Released(False, f"{how}, because not detached: {'; '.join(reasons)}")
+
+
+def verify(
+    process: Process, images: frozenset[str], given: Iterable[Given], released: Released, look: Look
+) -> Released:
+    """What `release()` returned, as it is seen from outside QEMU. Blocks. Fault if it is not so."""
+    if not released.detached:
+        if locked := [h.path for h in look.files if h.locked]:
+            raise Fault(f"QEMU says its disks are inactive, and locks {', '.join(locked)}")
+        return released
+    if held := still_held(process, images, given, look):
+        names = ", ".join(h.path for h in held)
+        kept = {file.shown for file in given}
+        if any(h.locked or (h.device, h.inode) not in kept for h in held):
+            raise Fault(f"QEMU says its disks are gone, and holds {names}")
+        # QEMU 7.2 closes none of them while the guest does not run (monitor_fdset_cleanup()).
+        return Released(False, f"detached, but QEMU keeps the open file that it was given: {names}")
+    return released

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 __all__ = [
     "CannotBeginError",
     "Fault",
@@ -11,6 +14,8 @@ __all__ = [
     "NoSuchError",
     "NobodyListensError",
     "Refused",
+    "each",
+    "raise_all",
 ]
 
 
@@ -44,3 +49,29 @@ class Refused(MonitorError):
 
 class Fault(GuardError):
     """A step did not reach its end. The guest is not FROZEN."""
+
+
+def raise_all(failed: Sequence[BaseException]) -> None:
+    """What failed, as one; nothing if nothing did."""
+    # What nobody expects goes first, and as it is.
+    for error in failed:
+        if not isinstance(error, GuardError | OSError):
+            raise error
+    if len(failed) == 1:
+        raise failed[0]
+    if failed:
+        # A monitor that is away is another matter than what it has refused.
+        away = any(isinstance(error, MonitorError) and not isinstance(error, Refused) for error in failed)
+        raise (MonitorError if away else Fault)("; ".join(dict.fromkeys(map(str, failed))))
+
+
+def each(*jobs: Callable[[], Any]) -> list[Any]:
+    """What they return; each is done, whatever becomes of the others. All that failed is told."""
+    done, failed = [], []
+    for job in jobs:
+        try:
+            done.append(job())
+        except Exception as error:
+            failed.append(error)
+    raise_all(failed)
+    return done

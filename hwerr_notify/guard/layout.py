@@ -5,17 +5,21 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from .errors import MonitorError
 from .monitor import Monitor, hmp, together
 
-__all__ = ["Range", "Registers", "parse_registers", "ranges"]
+__all__ = ["QUESTION", "Range", "Registers", "parse_registers", "ranges"]
 
 # memory.c of QEMU, mtree_print_flatview(): ram and rom are what it dumps itself.
 _RANGE = re.compile(
     r"^\s*([0-9a-f]{16})-([0-9a-f]{16}) \(prio -?\d+, (ram|rom)\): (.*?)(?: @([0-9a-f]+))?(?: KVM)?$", re.M
 )
+
+
+QUESTION = "info mtree -f"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,20 +31,33 @@ class Range:
     hva: int
 
 
-async def ranges(monitor: Monitor, before: tuple[Range, ...] = ()) -> tuple[Range, ...]:
+# One for each guest, and a few more: when it is hit, it most often shows what it showed before.
+@lru_cache(maxsize=256)
+def _pieces(text: str) -> tuple[tuple[int, int, str, int], ...]:
+    """(first, last, name, offset) of what the guest's CPUs see; empty if it is not shown."""
+    views = text.split("FlatView #")
+    view = next((v for v in views if re.search(r'^ AS "memory"', v, re.M)), "")
+    return tuple((int(m[1], 16), int(m[2], 16), m[4], int(m[5] or "0", 16)) for m in _RANGE.finditer(view))
+
+
+async def ranges(
+    monitor: Monitor, before: tuple[Range, ...] = (), *, placed: bool = False
+) -> tuple[Range, ...]:
     """The guest's RAM and ROM, by guest-physical address. MonitorError.
 
-    `before` is what was found earlier: if the layout is the same, this is one round trip.
+    `before` is what was found earlier: if the layout is the same, this is one round trip. `placed`: what is
+    of the same layout is known to be where it was, too, and is not asked for again.
     """
     text, *said = await together(
-        hmp(monitor, "info mtree -f"), *(hmp(monitor, f"gpa2hva {r.gpa:#x}") for r in before)
+        hmp(monitor, QUESTION),
+        *(hmp(monitor, f"gpa2hva {r.gpa:#x}") for r in (() if placed else before)),
     )
-    at = {r.gpa: answer for r, answer in zip(before, said, strict=True)}
-    views = text.split("FlatView #")
-    view = next((v for v in views if re.search(r'^ AS "memory"', v, re.M)), None)
-    if view is None:
+    at = {} if placed else {r.gpa: answer for r, answer in zip(before, said, strict=True)}
+    pieces = _pieces(text)
+    if not pieces:
         raise MonitorError("QEMU shows no memory of the guest")
-    pieces = [(int(m[1], 16), int(m[2], 16), m[4], int(m[5] or "0", 16)) for m in _RANGE.finditer(view)]
+    if placed and {(gpa, end - gpa + 1) for gpa, end, *_ in pieces} == {(r.gpa, r.length) for r in before}:
+        return before
     # Pieces of one region are at the same distance from its beginning: one tells of all.
     first = {name: (gpa, offset) for gpa, _, name, offset in reversed(pieces)}
     ask = [gpa for gpa, _ in first.values() if gpa not in at]

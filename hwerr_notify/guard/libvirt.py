@@ -35,7 +35,7 @@ __all__ = ["Libvirt", "LibvirtMonitor"]
 log = logging.getLogger("hwerr-guard")
 
 # What QEMU's monitor says that libvirt passes on to who asks for it.
-_EVENTS = ("STOP", "RESUME", "GUEST_PANICKED", "BLOCK_IO_ERROR", "RESET", "SHUTDOWN")
+_EVENTS = ("STOP", "RESUME", "GUEST_PANICKED", "BLOCK_IO_ERROR", "RESET", "SHUTDOWN", "DEVICE_DELETED")
 # A connection that is lost, or cannot be had, is tried again after so many seconds, first and at most.
 _RETRY_FIRST, _RETRY_MOST = 0.5, 10.0
 # libvirtd is asked for a sign of life after so many seconds without one, so many times.
@@ -328,7 +328,7 @@ class Libvirt:
         while not monitor.closed.is_set():
             try:
                 pid = await monitor.find_process()
-                vm = await self.guard.add(name, uuid, pid, policy, self.uri, monitor)
+                await self.guard.add(name, uuid, pid, policy, self.uri, monitor)
             except ProcessLookupError:
                 return
             except Exception as error:
@@ -342,4 +342,3 @@ class Libvirt:
             self.guard.unreachable.pop(where, None)
             domain.tried.set()
             await monitor.closed.wait()
-            vm.changed.set()

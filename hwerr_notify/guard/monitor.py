@@ -13,18 +13,32 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any, Protocol
 
 from qemu.qmp import ConnectError, ExecInterruptedError, ExecuteError, Message, QMPClient, QMPError
 from qemu.qmp.protocol import Runstate, StateError
 
-from .errors import Fault, GuardError, MonitorError, NobodyListensError, Refused
+from .errors import MonitorError, NobodyListensError, Refused, raise_all
 
-__all__ = ["EventHandler", "Monitor", "QmpMonitor", "answer", "hmp", "sent", "together", "whatever_fails"]
+__all__ = [
+    "EventHandler",
+    "Monitor",
+    "QmpMonitor",
+    "Question",
+    "answer",
+    "by_hmp",
+    "hmp",
+    "sent",
+    "together",
+    "whatever_fails",
+]
 
 EventHandler = Callable[[dict[str, Any]], None]
+
+# A command that only looks, and its arguments.
+Question = tuple[str, dict[str, Any] | None]
 
 # For one command of which nobody said more.
 DEFAULT_LIMIT = 5.0
@@ -65,9 +79,14 @@ def answer(reply: Any, kind: type, what: str) -> Any:
     return reply
 
 
+def by_hmp(line: str) -> Question:
+    """The human monitor's command as one of QMP's."""
+    return "human-monitor-command", {"command-line": line}
+
+
 async def hmp(monitor: Monitor, line: str, *, limit: float = DEFAULT_LIMIT) -> str:
     """What the human monitor prints for `line`."""
-    reply = await monitor.execute("human-monitor-command", {"command-line": line}, limit=limit)
+    reply = await monitor.execute(*by_hmp(line), limit=limit)
     return str(answer(reply, str, line)).replace("\r\n", "\n")
 
 
@@ -82,21 +101,11 @@ async def together(*jobs: Coroutine[Any, Any, Any]) -> list[Any]:
             task.cancel()
 
 
-async def whatever_fails(*jobs: Coroutine[Any, Any, Any]) -> list[Any]:
+async def whatever_fails(*jobs: Awaitable[Any]) -> list[Any]:
     """As `together`, but each is done to its end, whatever becomes of the others. All that failed is told."""
     done = await asyncio.gather(*jobs, return_exceptions=True)
-    failed = [result for result in done if isinstance(result, BaseException)]
-    if not failed:
-        return done
-    # What nobody expects goes first, and as it is.
-    for error in failed:
-        if not isinstance(error, GuardError | OSError):
-            raise error
-    if len(failed) == 1:
-        raise failed[0]
-    # A monitor that is away is another matter than what it has refused.
-    away = any(isinstance(error, MonitorError) and not isinstance(error, Refused) for error in failed)
-    raise (MonitorError if away else Fault)("; ".join(str(error) for error in failed))
+    raise_all([result for result in done if isinstance(result, BaseException)])
+    return done
 
 
 async def sent() -> None:

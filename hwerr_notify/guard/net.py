@@ -6,23 +6,25 @@ Each may be done again; what is gone already is as it should be.
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import functools
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from . import netns
 from .errors import Fault, Refused
-from .monitor import Monitor, hmp, together
-from .process import SYSFS, Process, Tap
+from .monitor import Monitor, answer, by_hmp, hmp, together
+from .process import SYSFS, Tap, passed_through
 
 __all__ = [
+    "QUESTION",
+    "QUESTIONS",
     "backends",
     "dma_is_stopped",
     "get_ready",
@@ -37,6 +39,8 @@ __all__ = [
 _PCI_COMMAND, _PCI_MASTER = 4, 1 << 2
 # linux/if.h
 _IFF_UP = 1
+QUESTION = "info network"
+QUESTIONS = (by_hmp(QUESTION),)
 _BACKEND = re.compile(r"^(?: \\ )?(\S+): index=\d+,type=(?!nic\b)", re.M)
 
 
@@ -58,11 +62,22 @@ def backends(text: str) -> list[str]:
     return [m[1] for m in _BACKEND.finditer(text)]
 
 
-async def release_backends(monitor: Monitor) -> list[str]:
-    """Removes every network backend; the names of those that were removed now. Fault."""
-    names = backends(await hmp(monitor, "info network"))
-    gone = await together(*(_release_backend(monitor, name) for name in names))
-    return [name for name, now in zip(names, gone, strict=True) if now]
+async def release_backends(monitor: Monitor, asked: list[Any] | None = None) -> list[str]:
+    """Removes every network backend; the names of those that were removed now. Fault, MonitorError.
+
+    `asked`: the answer to `QUESTIONS`, since the guest was stopped.
+    """
+    text = answer(asked[0], str, QUESTION) if asked else await hmp(monitor, QUESTION)
+    known: set[str] = set()
+    removed: list[str] = []
+    # Until there is none that it was not told of: somebody may have added one since it was asked.
+    while names := [name for name in backends(text) if name not in known]:
+        known.update(names)
+        *gone, text = await together(
+            *(_release_backend(monitor, name) for name in names), hmp(monitor, QUESTION)
+        )
+        removed += [name for name, now in zip(names, gone, strict=True) if now]
+    return removed
 
 
 async def _release_backend(monitor: Monitor, name: str) -> bool:
@@ -105,7 +120,11 @@ def _set_down(names: list[str]) -> tuple[list[str], list[str]]:
     return changed, failed
 
 
-def _release_taps(taps: list[str], pid: int) -> list[str]:
+def release_taps(taps: list[str], pid: int) -> list[str]:
+    """Off their bridge and down, each in its namespace; those that were still there. Blocks. Fault.
+
+    `pid`: the process that has them.
+    """
     changed, failed = [], []
     for namespace, names in _by_namespace(taps).items():
         try:
@@ -124,11 +143,6 @@ def _by_namespace(taps: list[str]) -> dict[str | None, list[str]]:
     for tap in map(Tap.parse, taps):
         found.setdefault(tap.namespace, []).append(tap.name)
     return found
-
-
-async def release_taps(taps: list[str], process: Process) -> list[str]:
-    """Off their bridge and down, each in its namespace; those that were still there. Fault."""
-    return await asyncio.to_thread(_release_taps, taps, process.pid) if taps else []
 
 
 def tap_states(taps: list[str], pid: int) -> dict[str, dict[str, bool]]:
@@ -168,18 +182,21 @@ def _state_elsewhere(name: str) -> dict[str, bool] | None:
     return None
 
 
-def stop_dma(process: Process, sysfs: Path = SYSFS) -> list[str]:
-    """Bus mastering off in every passed-through device; their addresses. Fault."""
-    devices = process.vfio_devices(sysfs)
+def stop_dma(files: Iterable[str], sysfs: Path = SYSFS) -> list[str]:
+    """Bus mastering off in every passed-through device; their addresses. Fault.
+
+    `files`: what the process was seen to have open since it was stopped.
+    """
+    devices = passed_through(files, sysfs)
     for address in devices:
         if _masters(address, sysfs, stop=True):
             raise Fault(f"device {address} keeps bus mastering on")
     return devices
 
 
-def dma_is_stopped(process: Process, sysfs: Path = SYSFS) -> None:
-    """Fault if a passed-through device has bus mastering, whoever gave it back."""
-    for address in process.vfio_devices(sysfs):
+def dma_is_stopped(files: Iterable[str], sysfs: Path = SYSFS) -> None:
+    """Fault if a passed-through device has bus mastering, whoever gave it back. `files` as of `stop_dma`."""
+    for address in passed_through(files, sysfs):
         if _masters(address, sysfs):
             raise Fault(f"device {address} has bus mastering on again")
 

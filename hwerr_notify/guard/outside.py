@@ -19,10 +19,10 @@ from typing import Any
 
 from .. import bpf
 from .errors import Fault, MonitorError, Refused
-from .monitor import Monitor, answer, together
-from .process import Connection, Process
+from .monitor import Monitor, Question, answer, together
+from .process import Connection, Process, served
 
-__all__ = ["Given", "connected", "devices", "given", "nothing_else", "peers", "remotes", "unreleased"]
+__all__ = ["QUESTIONS", "Given", "connected", "devices", "given", "nothing_else", "peers", "remotes"]
 
 # hw/virtio, hw/scsi, hw/display, hw/remote, hw/vfio-user of QEMU: whose other half is not in it. A network's
 # is a backend's, and goes with it; a vsock's worker is stopped with the guest, and the seal does not let it
@@ -56,10 +56,16 @@ class Given:
     kernel: tuple[int, int] | None
 
 
+# What `devices` asks.
+QUESTIONS: tuple[Question, ...] = (
+    ("qom-list", {"path": "/machine/peripheral"}),
+    ("qom-list", {"path": "/machine/peripheral-anon"}),
+)
+
+
 async def devices(monitor: Monitor) -> list[str]:
     """Those that are not released, with their names. MonitorError."""
-    places = ("/machine/peripheral", "/machine/peripheral-anon")
-    said = await together(*(monitor.execute("qom-list", {"path": place}) for place in places))
+    said = await together(*(monitor.execute(*question) for question in QUESTIONS))
     found = []
     for child in [child for children in said for child in answer(children, list, "qom-list")]:
         name, kind = (answer(child, dict, "qom-list").get(key) for key in ("name", "type"))
@@ -105,7 +111,7 @@ async def given(monitor: Monitor, process: Process, images: Iterable[str]) -> fr
 
 def _given(process: Process, numbers: list[int]) -> frozenset[Given]:
     # QEMU's own, and those that it locks: it may have been told to forget the set since.
-    numbers = [*numbers, *(held.fd for held in process.files() if held.locked)]
+    numbers = [*numbers, *(held.fd for held in process.look().files if held.locked)]
     found = set()
     for number in numbers:
         with suppress(FileNotFoundError, ProcessLookupError):
@@ -133,13 +139,8 @@ async def _take(monitor: Monitor, number: int) -> None:
         await monitor.execute("remove-fd", {"fdset-id": number})
 
 
-def unreleased(process: Process, known: Iterable[str]) -> list[str]:
-    """Devices that are not released, as far as QEMU has said and the kernel shows. Blocks."""
-    return [*known, *process.vhost()]
-
-
-def connected(process: Process, to: frozenset[str], others: frozenset[str]) -> list[str]:
-    """Peers to which it is still connected and that may be those of remote disks. Blocks.
+def connected(connections: Iterable[Connection], to: frozenset[str], others: frozenset[str]) -> list[str]:
+    """Peers to which it is still connected and that may be those of remote disks.
 
     Where there is none, nobody's connection matters. Over which a network disk goes is not always to be known
     by its name: all count but those of character devices (`others`), and over AF_UNIX those that are named. A
@@ -154,10 +155,10 @@ def connected(process: Process, to: frozenset[str], others: frozenset[str]) -> l
         last = os.path.basename(peer.peer.lstrip("\0"))
         return any(last in name for name in to)
 
-    return [c.peer.replace("\0", "@") for c in process.connections() if of_disk(c)]
+    return [c.peer.replace("\0", "@") for c in connections if of_disk(c)]
 
 
-def nothing_else(process: Process, known: Iterable[str]) -> None:
-    """Blocks. Fault if there is what is not released."""
-    if found := unreleased(process, known):
+def nothing_else(files: Iterable[str], known: Iterable[str]) -> None:
+    """Fault if there is what is not released: as far as QEMU has said, or by what the process has open."""
+    if found := [*known, *served(files)]:
         raise Fault("; ".join(f"{what}: not released by this version" for what in found))

@@ -24,7 +24,7 @@ from typing import Any, Self
 from . import netns
 from .errors import GuardError
 
-__all__ = ["SYSFS", "Connection", "Held", "Process", "Tap", "Thread", "passed_through"]
+__all__ = ["SYSFS", "Connection", "Held", "Look", "Process", "Tap", "Thread", "passed_through", "served"]
 
 _PROC = "/proc"
 SYSFS = Path("/sys")
@@ -116,6 +116,21 @@ class Connection:
     fd: int
     local: bool
     peer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a process has open that is of others, too.
+
+    `files`: regular files and block devices, memory files left out. `taps`: the tap interfaces, macvtap's as
+    well, as `Tap` writes them. `devices`: names of the character devices, VFIO's and vhost's among them.
+    `connections`: sockets with which it has connected to somebody; only if they were asked for.
+    """
+
+    files: tuple[Held, ...]
+    taps: tuple[str, ...]
+    devices: tuple[str, ...]
+    connections: tuple[Connection, ...] = ()
 
 
 class Process:
@@ -211,42 +226,40 @@ class Process:
             found.append(Thread(tid, in_guest, words[:1] == ["running"], fields.split()[0]))
         return found
 
-    def _links(self, what: str) -> list[str]:
-        """Numbers of what it has open that is shown so."""
-        found = []
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            for name in os.listdir(self._path("fd")):
-                with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                    if os.readlink(self._path("fd", name)).startswith(what):
-                        found.append(name)
-        return found
-
-    def _open_files(self) -> list[tuple[str, str]]:
-        """(number, target) of what it has open, but for what has no name: sockets, pipes, KVM's own."""
+    def _links(self) -> list[tuple[str, str]]:
+        """(number, target) of all that it has open."""
         found = []
         try:
             names = os.listdir(self._path("fd"))
         except FileNotFoundError:
             return []
         for name in names:
-            try:
-                target = os.readlink(self._path("fd", name))
-            except FileNotFoundError:
-                continue
-            if target.startswith("/"):
-                found.append((name, target))
+            with contextlib.suppress(FileNotFoundError):
+                found.append((name, os.readlink(self._path("fd", name))))
         return found
 
-    def files(self) -> list[Held]:
-        """Open regular files and block devices, memory files left out."""
-        found = []
-        for name, path in self._open_files():
+    def _open_files(self) -> list[tuple[str, str]]:
+        """(number, target) of what it has open, but for what has no name: sockets, pipes, KVM's own."""
+        return [(name, target) for name, target in self._links() if target.startswith("/")]
+
+    def look(self, *, connections: bool = False) -> Look:
+        """All of it at once, for a guest waits."""
+        files, taps, others = [], set(), []
+        links = self._links()
+        for name, path in links:
+            if not path.startswith("/"):
+                continue
             try:
                 status = os.stat(self._path("fd", name))
-                block = stat.S_ISBLK(status.st_mode)
-                if not block and not stat.S_ISREG(status.st_mode):
+                kind = stat.S_IFMT(status.st_mode)
+                block = kind == stat.S_IFBLK
+                if not block and kind not in (stat.S_IFREG, stat.S_IFCHR):
                     continue
                 info = _read(self._path("fdinfo", name)).decode("ascii", "replace")
+                if kind == stat.S_IFCHR:
+                    others.append(path)
+                    taps.update(self._taps_of(name, path, info))
+                    continue
             except FileNotFoundError:
                 continue
             flags = _FLAGS.search(info)
@@ -256,41 +269,55 @@ class Process:
                 for start, end in _LOCK.findall(info)
             )
             device, inode = (status.st_rdev, 0) if block else (status.st_dev, status.st_ino)
-            found.append(Held(int(name), path, device, inode, block, mode != os.O_RDONLY, locked))
-        return found
+            files.append(Held(int(name), path, device, inode, block, mode != os.O_RDONLY, locked))
+        sockets = [name for name, path in links if path.startswith("socket:[")] if connections else []
+        return Look(tuple(files), tuple(sorted(taps)), tuple(others), tuple(self._connections(sockets)))
 
     def stat(self, path: str) -> os.stat_result:
         """Of what it finds under that path. OSError."""
         return os.stat(self._path("root" if path.startswith("/") else "cwd", path.lstrip("/")))
 
-    def taps(self) -> list[str]:
-        """The tap interfaces it has open, macvtap's as well, as `Tap` writes them."""
-        found = set()
-        for name, target in self._open_files():
-            try:
-                info = _read(self._path("fdinfo", name)).decode("ascii", "replace")
-                # drivers/net/tun.c, tun_chr_show_fdinfo().
-                if match := _TAP.search(info):
-                    with self._same(int(name)) as fd:
-                        found.add(str(Tap(match[1], _elsewhere(netns.of_tap(fd)))))
-                elif _MACVTAP.search(target):
-                    found.add(self._macvtap(name, target))
-            except FileNotFoundError:
-                continue
-        return sorted(found)
+    def names(self) -> list[str]:
+        """Names of the files that it has open."""
+        return [target for _, target in self._open_files()]
 
-    def _macvtap(self, name: str, target: str) -> str:
+    def taps(self) -> list[str]:
+        """Its taps, as of `look()`."""
+        return self.peek()[0]
+
+    def peek(self) -> tuple[list[str], list[str]]:
+        """`taps()` and `names()`. Looks at no image: such a look may not come back."""
+        found = set()
+        files = self._open_files()
+        for name, target in files:
+            with contextlib.suppress(FileNotFoundError):
+                info = _read(self._path("fdinfo", name)).decode("ascii", "replace")
+                found.update(self._taps_of(name, target, info))
+        return sorted(found), [target for _, target in files]
+
+    def _taps_of(self, name: str, target: str, info: str) -> list[str]:
+        """Of an open file, if it is a tap's. FileNotFoundError if it is closed meanwhile."""
+        # drivers/net/tun.c, tun_chr_show_fdinfo().
+        if match := _TAP.search(info):
+            with self._same(int(name)) as fd:
+                return [str(Tap(match[1], _elsewhere(netns.of_tap(fd))))]
+        return self._macvtap(name, target) if _MACVTAP.search(target) else []
+
+    def _macvtap(self, name: str, target: str) -> list[str]:
         """The interface behind /dev/tapN, of which N is the number; each has a device number of its own."""
-        device = os.stat(self._path("fd", name)).st_rdev
+        status = os.stat(self._path("fd", name))
+        if not stat.S_ISCHR(status.st_mode):
+            return []
+        device = status.st_rdev
         # Only what is in this process's namespace is shown there.
         node = SYSFS / "dev/char" / f"{os.major(device)}:{os.minor(device)}"
         if node.exists():
             # .../virtual/net/NAME/macvtap/tapN
             _, net, below = str(node.resolve()).rpartition("/net/")
             if net:
-                return below.split("/")[0]
+                return [below.split("/")[0]]
         # It is not found by that name, and so not taken for gone.
-        return str(Tap(target, "another"))
+        return [str(Tap(target, "another"))]
 
     @contextlib.contextmanager
     def _same(self, fd: int) -> Iterator[int]:
@@ -306,10 +333,10 @@ class Process:
         finally:
             os.close(own)
 
-    def connections(self) -> list[Connection]:
-        """Sockets with which it has connected to somebody; not those that it has accepted."""
+    def _connections(self, names: list[str]) -> list[Connection]:
+        """Of these sockets those with which it has connected to somebody; not those that it has accepted."""
         ends, listens = {}, set()
-        for name in self._links("socket:["):
+        for name in names:
             with contextlib.suppress(FileNotFoundError), self._same(int(name)) as fd, \
                     socket.socket(fileno=os.dup(fd)) as sock:  # fmt: skip
                 try:
@@ -328,14 +355,6 @@ class Process:
             # Accepted: under the address, or the port, at which it listens.
             if not (mine if family == socket.AF_UNIX else mine.rpartition(":")[2] in ports)
         ]
-
-    def vhost(self) -> list[str]:
-        """Devices that the kernel serves for it by way of vhost, but for its network's."""
-        return sorted({target for _, target in self._open_files() if _VHOST.fullmatch(target)})
-
-    def vfio_devices(self, sysfs: Path = SYSFS) -> list[str]:
-        """PCI addresses of passed-through devices, as the kernel names their files."""
-        return passed_through((target for _, target in self._open_files()), sysfs)
 
     def listens_on(self, path: str | os.PathLike[str]) -> bool:
         """Whether it has a socket of that name on which it listens.
@@ -383,6 +402,11 @@ def _address(family: int, address: Any) -> str:
         return os.fsdecode(address)
     host = f"[{address[0]}]" if family == socket.AF_INET6 else address[0]
     return f"{host}:{address[1]}"
+
+
+def served(files: Iterable[str]) -> list[str]:
+    """Devices among the open files that the kernel serves by way of vhost, but for a network's."""
+    return sorted({path for path in files if _VHOST.fullmatch(path)})
 
 
 def passed_through(files: Iterable[str], sysfs: Path = SYSFS) -> list[str]:

@@ -2,9 +2,11 @@
 """Stop, record, release, seal; then the guest is FROZEN. And keep.
 
 Each step may be done any number of times, ends within its limit, and is saved, with what
-it found, before the next begins. So a daemon that is killed at any point goes on
-where it was. What a step has done is judged by what the kernel shows, not by what
-QEMU answers: threads out of KVM_RUN, no image open or locked, the seal in force.
+it found, before the next begins to change anything. So a daemon that is killed at any point
+goes on where it was. QEMU is told things twice: to stop, and behind that all questions; then
+to let go of everything. What the host has to do is done while it answers. What a step has done
+is judged by what the kernel shows, not by what QEMU answers: threads out of KVM_RUN, no image
+open or locked, the seal in force.
 
 FROZEN is said when all of that holds at once, after the seal, because until then
 somebody else's `cont` could undo it. If a step fails the guest is not FROZEN, but it
@@ -17,7 +19,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -25,21 +27,80 @@ from typing import Any
 
 from . import disks, layout, net, outside
 from .dump import Dumped, write_core
-from .errors import Fault, GuardError, MonitorError, Refused
+from .errors import Fault, GuardError, MonitorError, Refused, each
 from .fault import fault_point
 from .kernel import KernelGuard
-from .monitor import Monitor, together, whatever_fails
+from .monitor import DEFAULT_LIMIT, Monitor, Question, sent, together, whatever_fails
 from .policy import Policy
-from .process import Process, Thread
-from .seal import Sealer
+from .process import Look, Process, Thread
+from .seal import Inodes, Sealer, inodes
 from .store import FREEZING, Incident, Step, Store, write_durably
-from .vm import Machine, Vm, describe, look
+from .vm import Machine, Vm, describe, look, questions
 
 __all__ = ["Steps", "a_bug", "core_path", "in_event_path", "lost_monitor"]
 
 log = logging.getLogger("hwerr-guard")
 
 ReleaseHooks = Callable[[Vm, Incident], Any]
+
+
+class _Asked:
+    """QEMU's monitor when it was told to stop and, behind that, asked all that will have to be known of it.
+
+    It answers while the host is looked at. Every question only looks; the answers come by `execute()`.
+    """
+
+    def __init__(self, monitor: Monitor, placed: bool) -> None:
+        self.pid, self.closed = monitor.pid, monitor.closed
+        self._monitor = monitor
+        # Each is a task of its own, made here, so that they go out together and in this order.
+        self._answers = {
+            self._key(*question): asyncio.create_task(monitor.execute(*question))
+            for question in (("stop", None), ("query-status", None), *disks.QUESTIONS, *questions(placed))
+        }
+        # What the process was seen to have open since.
+        self.taps: list[str] | None = None
+        self.files: list[str] | None = None
+        self.inodes: asyncio.Task[Inodes] | None = None
+
+    @staticmethod
+    def _key(command: str, arguments: dict[str, Any] | None) -> str:
+        return f"{command} {arguments or ''}"
+
+    async def execute(
+        self, command: str, arguments: dict[str, Any] | None = None, *, limit: float = DEFAULT_LIMIT
+    ) -> Any:
+        """See `Monitor`."""
+        asked = self._answers.get(key := self._key(command, arguments))
+        if asked is not None:
+            try:
+                return await asyncio.shield(asked)
+            except Refused:
+                raise
+            except MonitorError:
+                if self.closed.is_set():
+                    raise
+                # It had to wait for what was asked before it: once more, by itself.
+                self._answers.pop(key, None)
+        return await self._monitor.execute(command, arguments, limit=limit)
+
+    def serves(self, monitor: Monitor | None) -> bool:
+        """Whether it is that monitor that was asked."""
+        return self._monitor is monitor and not self.closed.is_set()
+
+    def answers(self, questions: Iterable[Question]) -> list[Any] | None:
+        """Those to all of these, if they are there; else they are to be asked again. Waits for nothing."""
+        tasks = [self._answers.get(self._key(*question)) for question in questions]
+        found = [t.result() for t in tasks if t and t.done() and not t.cancelled() and not t.exception()]
+        return found if len(found) == len(tasks) else None
+
+    async def aclose(self) -> None:
+        """What nobody waits for any more is forgotten; the monitor stays."""
+        for task in (*self._answers.values(), *filter(None, [self.inodes])):
+            task.cancel()
+            # Read, so that nobody is told of a failure that nobody waits for.
+            task.add_done_callback(lambda task: task.cancelled() or task.exception())
+
 
 # How long QEMU may take to find out that the kernel has stopped its guest, seconds.
 _NOTICES_WITHIN = 0.05
@@ -56,6 +117,11 @@ _NONSENSE = (KeyError, TypeError, ValueError, AttributeError, IndexError)
 
 # Those that a monitor is needed for from their beginning. A stop is the kernel's first.
 _TALKS = frozenset({"record", "release"})
+
+
+def _well(job: asyncio.Future[Any]) -> bool:
+    """Whether it is done, and has not failed."""
+    return job.done() and not job.cancelled() and job.exception() is None
 
 
 def a_bug(error: Exception) -> str:
@@ -102,13 +168,19 @@ class Steps:
         self.latest: Callable[[Incident], Incident] = lambda incident: incident
         # Incidents that are on disk, of those that this run has begun or gone on with.
         self.saved: set[str] = set()
+        self._asked: dict[str, _Asked] = {}
+        # What is to be written before an incident is saved the next time.
+        self._first: dict[str, Callable[[], None]] = {}
 
-    async def save(self, incident: Incident) -> Incident:
-        """Durable when it returns. Fault if the disk would not take it."""
+    async def save(self, incident: Incident, first: Callable[[], None] | None = None) -> Incident:
+        """Durable when it returns. Fault if the disk would not take it.
+
+        `first` as of `Store.save()`.
+        """
         turn = self.store.turn(incident.id)
         try:
             async with asyncio.timeout(self.policy.limits["record"]):
-                await asyncio.to_thread(self.store.save, incident, turn)
+                await asyncio.to_thread(self.store.save, incident, turn, first)
         except OSError as error:
             if isinstance(error, TimeoutError):
                 raise Fault(f"{self.store.root} did not take the record in time") from None
@@ -124,8 +196,21 @@ class Steps:
 
         That it has begun is saved while the guest is being stopped. If the kernel has stopped it in the event
         path, its record says so to a daemon that comes after this one, as the guard does, which outlives
-        this one: then the stop is saved first.
+        this one: then what is saved first is the stop, with what was recorded.
+
+        A stop is not saved by itself, unless a monitor is waited for then: it is made sure of again in any
+        case, and until the record is made nothing is done that cannot be repeated. The record is durable
+        before anything is released, and the release before the seal, so that it need not be done again with a
+        monitor that may be gone by then. The seal is judged by what is in force, and is saved with FROZEN.
         """
+        try:
+            return await self._freeze(vm, incident)
+        finally:
+            self._first.pop(incident.id, None)
+            if asked := self._asked.pop(incident.id, None):
+                await asked.aclose()
+
+    async def _freeze(self, vm: Vm, incident: Incident) -> Incident:
         known = (
             not incident.steps and vm.armed is None and in_event_path(incident.cause, vm.process) is not None
         )
@@ -143,7 +228,7 @@ class Steps:
             try:
                 async with asyncio.timeout(self.policy.limits[name]):
                     if name in _TALKS:
-                        await self._talk(vm, step)
+                        await self._talk(vm, incident, step)
                     step = await steps[name](vm, incident, began)
             except Exception as error:
                 step = self._failed_by(vm, name, began, error)
@@ -156,12 +241,18 @@ class Steps:
                     with suppress(Fault):
                         await begun
                 fault_point("begun")
-            if name != FREEZING[-1]:
+            # Where QEMU could not be told, it is waited for, and there is time.
+            if name in FREEZING[1:-1] or (name == FREEZING[0] and (failed or "monitor" in step.facts)):
                 incident, failed = await self._keep_going(vm, incident, name, failed)
+            elif name == FREEZING[0]:
+                fault_point("after-stop")
             if await self._has_ended(vm, failed):
                 return await self._gone(incident)
-        if not failed:
-            try:
+        try:
+            if failed:
+                # Somebody may have let it go on before the seal, which a vCPU meets when it leaves the guest.
+                self.kernel.stop(vm.process)
+            else:
                 await self._verify_in_time(vm, incident)
                 now = time.time_ns()
                 incident = replace(
@@ -170,10 +261,10 @@ class Steps:
                 await self.save(incident)
                 fault_point("after-seal")
                 return incident
-            except Exception as error:
-                if not vm.process.alive():
-                    return await self._gone(incident)
-                incident = self._unsealed(incident, error)
+        except Exception as error:
+            if not vm.process.alive():
+                return await self._gone(incident)
+            incident = self._unsealed(incident, error)
         return await self._save_anyway(replace(incident, state="failed", frozen_ns=0, frozen_mono_ns=0))
 
     async def confirm(self, vm: Vm, incident: Incident) -> Incident:
@@ -241,17 +332,17 @@ class Steps:
         step = self._failed(began, why)
         return replace(step, facts={"monitor": "lost"}) if lost else step
 
-    async def _talk(self, vm: Vm, before: Step) -> None:
+    async def _talk(self, vm: Vm, incident: Incident, before: Step) -> None:
         """Waits for a monitor that is away, and then for QEMU to stop what it could not be told to before."""
         if vm.connected and "monitor" not in before.facts:
             return
         await vm.await_monitor()
-        await self._stop_qemu(vm, by_kernel=True)
+        await self._stop_qemu(vm, incident, by_kernel=True)
 
     async def _keep_going(self, vm: Vm, incident: Incident, name: str, failed: bool) -> tuple[Incident, bool]:
         """Saves a step; one that cannot be saved has failed."""
         try:
-            await self.save(incident)
+            await self.save(incident, self._first.pop(incident.id, None))
         except Fault as error:
             now = time.time_ns()
             return incident.with_step("record", self._failed(now, f"after {name}: {error}")), True
@@ -293,18 +384,20 @@ class Steps:
         fault_point("inside-stop")
         try:
             async with asyncio.timeout(0.6 * self.policy.limits["stop"]):
-                facts["status"] = await self._stop_qemu(vm, by_kernel)
+                facts["status"] = await self._stop_qemu(vm, incident, by_kernel)
         except (MonitorError, TimeoutError) as error:
             why = str(error) or "QEMU's monitor does not answer"
             if not by_kernel:
                 raise MonitorError(why) from None
             facts["monitor"] = why
-        await self._out_of_guest(vm, stopped=by_kernel)
+        await self._out_of_guest(vm, stopped=by_kernel, then=lambda: self._see(vm, incident))
         return Step("done", began, time.time_ns(), how, facts)
 
-    @staticmethod
-    async def _stop_qemu(vm: Vm, by_kernel: bool) -> str:
-        """QEMU's run state when it has stopped its devices, too. Fault, MonitorError."""
+    async def _stop_qemu(self, vm: Vm, incident: Incident, by_kernel: bool) -> str:
+        """QEMU's run state when it has stopped its devices, too. Fault, MonitorError.
+
+        What is to be asked then is asked behind it, and answered while the host is looked at.
+        """
         await vm.await_monitor()
         monitor = vm.need_monitor()
         if by_kernel:
@@ -312,26 +405,45 @@ class Steps:
             # vCPUs sleep: the kernel's request wakes none, and is met by one that would run.
             with suppress(TimeoutError):
                 async with asyncio.timeout(_NOTICES_WITHIN):
-                    while await vm.status() == "running":
-                        await vm.changed.wait()
-                        vm.changed.clear()
-        status: str
-        _, status = await together(monitor.execute("stop"), vm.status())
+                    await vm.halted.wait()
+        if before := self._asked.pop(incident.id, None):
+            await before.aclose()
+        asked = self._asked[incident.id] = _Asked(monitor, vm.placed)
+        await asked.execute("stop")
+        status = await vm.status(asked)
         if status in ("running", "inmigrate"):
             raise Fault(f"QEMU was told to stop and says {status}")
         return status
 
-    async def _out_of_guest(self, vm: Vm, *, stopped: bool, sealed: bool = False) -> None:
+    def _asked_of(self, vm: Vm, incident: Incident) -> _Asked | None:
+        """What was asked of the monitor that it has now."""
+        asked = self._asked.get(incident.id)
+        return asked if asked and asked.serves(vm.monitor) else None
+
+    def _see(self, vm: Vm, incident: Incident) -> None:
+        """In a thread."""
+        if asked := self._asked.get(incident.id):
+            # What cannot be seen now is looked at again when it is needed, and that is told.
+            with suppress(OSError):
+                asked.taps, asked.files = vm.process.peek()
+
+    async def _out_of_guest(
+        self, vm: Vm, *, stopped: bool, sealed: bool = False, then: Callable[[], None] | None = None
+    ) -> None:
         """Waits until no thread is inside the guest. Fault, just before the step's time is over.
 
-        `stopped`: the kernel has told every vCPU to stop; `sealed`: no KVM_RUN is begun any more.
+        `stopped`: the kernel has told every vCPU to stop; `sealed`: no KVM_RUN is begun any more. `then` is
+        called after that, in the thread that has looked.
         """
         deadline = time.monotonic() + 0.3 * self.policy.limits["stop"]
-        while True:
-            threads = await asyncio.to_thread(vm.process.threads)
-            inside = [t for t in threads if self._inside(vm, t, stopped, sealed)]
-            if not inside:
-                return
+
+        def look() -> list[Thread]:
+            inside = [t for t in vm.process.threads() if self._inside(vm, t, stopped, sealed)]
+            if not inside and then is not None:
+                then()
+            return inside
+
+        while inside := await asyncio.to_thread(look):
             if time.monotonic() > deadline:
                 raise Fault(f"threads are still in the guest: {', '.join(str(t.tid) for t in inside)}")
             await asyncio.sleep(_LOOK_AGAIN)
@@ -354,27 +466,34 @@ class Steps:
     # -- record --------------------------------------------------------------
 
     async def _record(self, vm: Vm, incident: Incident, began: int) -> Step:
-        monitor = vm.need_monitor()
-        vm.machine, said, status, version = await together(
-            look(monitor, vm.process, vm.machine),
+        asked = self._asked_of(vm, incident)
+        monitor = asked or vm.need_monitor()
+        taps = asked.taps if asked else None
+        vm.machine, said, status = await together(
+            look(monitor, vm.process, vm.machine, placed=vm.placed, taps=taps),
             describe(monitor),
-            vm.status(),
-            monitor.execute("query-version"),
+            vm.status(monitor),
         )
-        argv = await asyncio.to_thread(vm.process.cmdline)
+        # Known, unless its monitor was not connected since the daemon began.
+        await vm.ask_once()
         record = {
             "incident": incident.id,
             "cause": incident.cause,
             "events": incident.events,
-            "vm": {"name": vm.name, "uuid": vm.uuid, "pid": vm.process.pid, "argv": argv},
+            "vm": {"name": vm.name, "uuid": vm.uuid, "pid": vm.process.pid, "argv": vm.argv},
             "status": status,
-            "version": version,
+            "version": vm.version,
             "machine": vm.machine.to_json(),
             **said,
         }
         path = self.store.path(incident.id) / "record.json"
-        data = json.dumps(record).encode() + b"\n"
-        await asyncio.to_thread(write_durably, path, data, lambda: fault_point("inside-record"))
+
+        def write() -> None:
+            data = json.dumps(record).encode() + b"\n"
+            write_durably(path, data, lambda: fault_point("inside-record"))
+
+        # By the thread that saves the step, and before it does.
+        self._first[incident.id] = write
         return Step("done", began, time.time_ns(), path.name, {"machine": vm.machine.to_json()})
 
     # -- release -------------------------------------------------------------
@@ -385,24 +504,18 @@ class Steps:
         known = incident.steps["record"].facts.get("machine")
         if known:
             vm.machine = Machine.from_json(known)
-        machine = vm.machine
-        # What cannot be released spares nothing else.
-        (backends, taps), devices, released, _ = await whatever_fails(
-            self._release_network(vm, monitor),
-            asyncio.to_thread(net.stop_dma, vm.process),
-            disks.release(
-                monitor,
-                vm.process,
-                frozenset(machine.images),
-                poisoned=bool(incident.poison),
-                given=machine.given,
-            ),
-            asyncio.to_thread(outside.nothing_else, vm.process, machine.devices),
+        asked = self._asked_of(vm, incident)
+        of_network = asked.answers(net.QUESTIONS) if asked else None
+        of_disks = asked.answers(disks.QUESTIONS) if asked else None
+        images = frozenset(vm.machine.images)
+        poisoned = bool(incident.poison)
+        jobs = (
+            asyncio.create_task(disks.release(monitor, images, of_disks, poisoned=poisoned)),
+            asyncio.create_task(net.release_backends(monitor, of_network)),
+            asyncio.create_task(self._release_of_host(vm, asked)),
         )
-        await asyncio.to_thread(self._network_is_gone, vm)
-        if released.detached and machine.remotes:
-            said = "QEMU says its disks are gone, and is connected to"
-            await asyncio.to_thread(self._disconnected, vm, said)
+        # What cannot be released spares nothing else.
+        _, backends, (devices, taps), released = await whatever_fails(*jobs, self._see_released(vm, *jobs))
         fault_point("inside-release")
         await self.hooks(vm, incident)
         facts = {"detached": released.detached, "backends": backends, "taps": taps, "devices": devices}
@@ -414,16 +527,76 @@ class Steps:
         return Step("done", began, time.time_ns(), "; ".join(parts), facts)
 
     @staticmethod
-    async def _release_network(vm: Vm, monitor: Monitor) -> tuple[list[str], list[str]]:
-        backends = await net.release_backends(monitor)
-        taps = await net.release_taps(list(vm.machine.taps), vm.process)
+    async def _release_of_host(vm: Vm, asked: _Asked | None) -> tuple[list[str], list[str]]:
+        """Devices and taps, of which the host takes care while QEMU does its part. Fault.
+
+        And Fault if there are devices that are not released.
+        """
+        machine = vm.machine
+        seen = asked.files if asked else None
+
+        def release() -> tuple[list[str], list[str]]:
+            def files() -> list[str]:
+                return vm.process.names() if seen is None else seen
+
+            devices, taps, _ = each(
+                lambda: net.stop_dma(files()),
+                lambda: net.release_taps(list(machine.taps), vm.process.pid),
+                lambda: outside.nothing_else(files(), machine.devices),
+            )
+            return devices, taps
+
+        # What QEMU is told goes out first.
+        await sent()
+        done = await asyncio.to_thread(release)
+        if asked:
+            # The seal will want to know.
+            job = asyncio.to_thread(inodes, vm.process.pid, machine.images, machine.given)
+            asked.inodes = asyncio.create_task(job)
+        return done
+
+    async def _see_released(
+        self,
+        vm: Vm,
+        of_disks: asyncio.Future[disks.Released],
+        of_network: asyncio.Future[Any],
+        of_host: asyncio.Future[Any],
+    ) -> disks.Released | None:
+        """After the others: what they say that was released is seen from outside QEMU. Fault if it was not.
+
+        Of what has failed nothing is said here. How the disks are.
+        """
+        await asyncio.wait((of_disks, of_network, of_host))
         fault_point("amid-release")
-        return backends, taps
+        machine = vm.machine
+        said: disks.Released | None = of_disks.result() if _well(of_disks) else None
+        network = _well(of_network) and _well(of_host)
+        if said is None and not network:
+            return None
+
+        def see() -> disks.Released | None:
+            """In a thread: a look at a file on a dead NFS server does not come back."""
+            gone = said is not None and said.detached
+            seen = vm.process.look(connections=gone and bool(machine.remotes))
+
+            def see_disks() -> disks.Released | None:
+                if said is None:
+                    return None
+                found = disks.verify(vm.process, frozenset(machine.images), machine.given, said, seen)
+                if found.detached:
+                    self._disconnected(vm, seen, "QEMU says its disks are gone, and is connected to")
+                return found
+
+            found: disks.Released | None
+            found, _ = each(see_disks, lambda: self._network_is_gone(vm, seen) if network else None)
+            return found
+
+        return await asyncio.to_thread(see)
 
     @staticmethod
-    def _network_is_gone(vm: Vm) -> None:
-        """Fault if not. In a thread, as all looks at the process."""
-        if still := vm.process.taps():
+    def _network_is_gone(vm: Vm, seen: Look) -> None:
+        """Fault if not. Blocks."""
+        if still := seen.taps:
             raise Fault(f"QEMU says its network is gone, and holds {', '.join(still)}")
         for tap, state in net.tap_states(list(vm.machine.taps), vm.process.pid).items():
             if state["up"] or state["bridged"]:
@@ -432,10 +605,11 @@ class Steps:
                 )
 
     @staticmethod
-    def _disconnected(vm: Vm, what: str) -> None:
-        """Fault if it is connected to what may be its disks. Blocks."""
+    def _disconnected(vm: Vm, seen: Look, what: str) -> None:
+        """Fault if it is connected to what may be its disks."""
         machine = vm.machine
-        if still := outside.connected(vm.process, frozenset(machine.remotes), frozenset(machine.peers)):
+        to, others = frozenset(machine.remotes), frozenset(machine.peers)
+        if still := outside.connected(seen.connections, to, others):
             raise Fault(f"{what} {', '.join(still)}")
 
     # -- seal ----------------------------------------------------------------
@@ -450,9 +624,8 @@ class Steps:
             limit=self.policy.limits["seal"],
             images=vm.machine.images,
             given=vm.machine.given,
+            looked=asked.inodes if (asked := self._asked.get(incident.id)) else None,
         )
-        # Somebody may have let it go on before the seal, which a vCPU meets when it leaves the guest.
-        self.kernel.stop(vm.process)
         facts = {"weaker": sealed.weaker, "process": sealed.process}
         return Step("weaker" if sealed.weaker else "done", began, time.time_ns(), sealed.how, facts)
 
@@ -469,24 +642,26 @@ class Steps:
         """What FROZEN says, looked at again, all of it after the seal. Fault if something does not hold."""
         if not self.sealer.holds(vm.process, incident.steps["seal"].facts):
             raise Fault("the seal is not in force any more")
-        # Once more: the seal bars a vCPU that begins KVM_RUN, not one that is asleep within it.
+        # Once more: the seal bars a vCPU that begins KVM_RUN, not one that is within it, asleep or because
+        # somebody has let it go on before the seal.
         stopped = not isinstance(self.kernel.stop(vm.process), str)
-        await self._out_of_guest(vm, stopped=stopped, sealed=True)
-        await asyncio.to_thread(self._released, vm, bool(incident.steps["release"].facts.get("detached")))
+        detached = bool(incident.steps["release"].facts.get("detached"))
+        await self._out_of_guest(vm, stopped=stopped, sealed=True, then=lambda: self._released(vm, detached))
         # Last: of a process that has ended nothing is seen, and all looks well.
         if not vm.process.alive():
             raise Fault("QEMU has ended")
 
     def _released(self, vm: Vm, detached: bool) -> None:
         machine = vm.machine
-        held = disks.still_held(vm.process, frozenset(machine.images), machine.given)
+        seen = vm.process.look(connections=detached and bool(machine.remotes))
+        held = disks.still_held(vm.process, frozenset(machine.images), machine.given, seen)
         if any(h.locked or detached for h in held):
             raise Fault(f"QEMU has taken back {', '.join(h.path for h in held)}")
         if detached:
-            self._disconnected(vm, "QEMU has taken back")
-        outside.nothing_else(vm.process, machine.devices)
-        self._network_is_gone(vm)
-        net.dma_is_stopped(vm.process)
+            self._disconnected(vm, seen, "QEMU has taken back")
+        outside.nothing_else(seen.devices, machine.devices)
+        self._network_is_gone(vm, seen)
+        net.dma_is_stopped(seen.devices)
 
     # -- keep ----------------------------------------------------------------
 

@@ -215,8 +215,12 @@ class Store:
         turns.given += 1
         return turns.given
 
-    def save(self, incident: Incident, turn: int | None = None) -> None:
+    def save(
+        self, incident: Incident, turn: int | None = None, first: Callable[[], None] | None = None
+    ) -> None:
         """Durable when it returns, or a newer one is. OSError.
+
+        `first` writes what the incident names, when it has its directory. OSError as from this.
 
         A disk may hold up a save for longer than it was waited for: its thread comes back some time, when
         newer ones were made. So each takes a turn before its thread begins; without, this is the newest.
@@ -225,11 +229,16 @@ class Store:
         turns = self._turns[incident.id]
         home = self.path(incident.id)
         with turns.lock:
-            if turn < turns.written:
+            late = turn < turns.written
+            if late and first is None:
                 return
             if not home.is_dir():
                 home.mkdir(mode=0o700)
                 fsync_directory(self.incidents)
+            if first is not None:
+                first()
+            if late:
+                return
             # On one line: json indents in Python, and the guest waits.
             write_durably(home / "incident.json", json.dumps(incident.to_json()).encode() + b"\n")
             turns.written = turn

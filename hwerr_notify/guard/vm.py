@@ -10,13 +10,13 @@ from typing import Any
 from urllib.parse import quote
 
 from ..message import printable
-from . import disks, layout, outside
+from . import disks, layout, net, outside
 from .errors import MonitorError, Refused
-from .monitor import Monitor, answer, hmp, together
+from .monitor import Monitor, Question, answer, by_hmp, hmp, together
 from .policy import VmPolicy
 from .process import Process
 
-__all__ = ["Machine", "Vm", "look"]
+__all__ = ["Machine", "Vm", "look", "questions"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +66,25 @@ class Machine:
         )
 
 
-async def look(monitor: Monitor, process: Process, before: Machine | None = None) -> Machine:
-    """Asks QEMU and the kernel. What `before` knew of disks and taps stays known. MonitorError."""
+async def look(
+    monitor: Monitor,
+    process: Process,
+    before: Machine | None = None,
+    *,
+    placed: bool = False,
+    taps: list[str] | None = None,
+) -> Machine:
+    """Asks QEMU and the kernel. What `before` knew of disks and taps stays known. MonitorError.
+
+    `placed`: nothing was taken from the guest since `before`, so that memory of which it knows is where it
+    was. `taps`: of a look just now.
+    """
     said_cpus, said_nodes, devices, ranges, (seen_taps, kvm) = await together(
         monitor.execute("query-cpus-fast"),
         monitor.execute("query-named-block-nodes", {"flat": True}),
         outside.devices(monitor),
-        layout.ranges(monitor, before.ranges if before else ()),
-        asyncio.to_thread(lambda: (process.taps(), process.has_kvm())),
+        layout.ranges(monitor, before.ranges if before else (), placed=placed),
+        _look_at_host(process, before, taps),
     )
     cpus = answer(said_cpus, list, "query-cpus-fast")
     nodes = answer(said_nodes, list, "query-named-block-nodes")
@@ -106,6 +117,25 @@ async def look(monitor: Monitor, process: Process, before: Machine | None = None
     return machine
 
 
+async def _look_at_host(
+    process: Process, before: Machine | None, taps: list[str] | None
+) -> tuple[list[str], bool]:
+    """Its taps, and whether it runs under KVM, which does not change once it was seen to."""
+    # Of one that was never looked at nothing is known, not even that.
+    if taps is not None and before is not None and before.tids and before.kvm:
+        return taps, True
+    return await asyncio.to_thread(lambda: (process.taps(), process.has_kvm()))
+
+
+_DESCRIPTION = {"registers": "info registers -a", "network": net.QUESTION, "block": "info block"}
+
+
+def questions(placed: bool) -> list[Question]:
+    """What `describe` and `look` ask, as far as it is known before; `placed` as of `look`."""
+    lines = [*_DESCRIPTION.values(), *([layout.QUESTION] if placed else [])]
+    return [("query-cpus-fast", None), *outside.QUESTIONS, *map(by_hmp, lines)]
+
+
 @dataclass(eq=False)
 class Vm:
     """One QEMU process under a policy. Belongs to the event loop's thread."""
@@ -120,8 +150,14 @@ class Vm:
     armed: str | None = None  # None: the kernel stops it; else why it does not
     incident: str | None = None
     degraded: str | None = None
-    # Set by any event after which the guest may be found not running.
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    # Set while QEMU has said that the guest does not run, by its status or by events after that.
+    halted: asyncio.Event = field(default_factory=asyncio.Event)
+    # What does not change as long as the process lives, as far as it is known.
+    argv: list[str] | None = None
+    version: Any = None
+    # Nothing was taken from the guest since `machine` was looked at; and how often something was.
+    placed: bool = False
+    taken: int = 0
     # What is being done with it; one thing at a time.
     work: asyncio.Task[None] | None = None
     progress: tuple[int, int] | None = None
@@ -151,10 +187,40 @@ class Vm:
             self.reconnected.clear()
             await self.reconnected.wait()
 
-    async def status(self, limit: float = 5.0) -> str:
+    async def status(self, monitor: Monitor | None = None) -> str:
         """QEMU's own run state. MonitorError."""
-        reply = answer(await self.need_monitor().execute("query-status", limit=limit), dict, "query-status")
+        monitor = monitor or self.need_monitor()
+        reply = answer(await monitor.execute("query-status"), dict, "query-status")
         return str(answer(reply.get("status"), str, "query-status"))
+
+    def heard(self, event: dict[str, Any]) -> None:
+        """An event of its monitor, each in its turn."""
+        match event.get("event"):
+            case "STOP":
+                self.halted.set()
+            case "RESUME":
+                self.halted.clear()
+            case "DEVICE_DELETED":
+                self.placed = False
+                self.taken += 1
+
+    def missed(self) -> None:
+        """Its monitor was away: what its events would have said is not known."""
+        self.halted.clear()
+        self.placed = False
+
+    async def look_anew(self) -> None:
+        """In good times. MonitorError."""
+        taken = self.taken
+        self.machine = await look(self.need_monitor(), self.process)
+        self.placed = self.taken == taken
+
+    async def ask_once(self) -> None:
+        """What does not change, in good times. MonitorError."""
+        if self.argv is None:
+            self.argv = await asyncio.to_thread(self.process.cmdline)
+        if self.version is None:
+            self.version = await self.need_monitor().execute("query-version")
 
 
 # What of a file's name is left for a VM's, when more is put around it.
@@ -183,6 +249,5 @@ async def identity(monitor: Monitor) -> tuple[str | None, str | None]:
 
 async def describe(monitor: Monitor) -> dict[str, str]:
     """Registers and a summary of devices, as QEMU prints them."""
-    lines = {"registers": "info registers -a", "network": "info network", "block": "info block"}
-    said = await together(*(hmp(monitor, line) for line in lines.values()))
-    return dict(zip(lines, said, strict=True))
+    said = await together(*(hmp(monitor, line) for line in _DESCRIPTION.values()))
+    return dict(zip(_DESCRIPTION, said, strict=True))

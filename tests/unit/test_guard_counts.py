@@ -170,8 +170,8 @@ def test_a_tap_whose_master_stays_is_down_all_the_same(monkeypatch: pytest.Monke
         monkeypatch.setitem(sys.modules, "pyroute2", module)
         if code == errno.EPERM:
             with pytest.raises(Fault, match="tap0: Operation not permitted"):
-                net._release_taps(["tap0", "tap1"], os.getpid())
+                net.release_taps(["tap0", "tap1"], os.getpid())
         else:
-            assert net._release_taps(["tap0", "tap1"], os.getpid()) == ["tap0", "tap1"]
+            assert net.release_taps(["tap0", "tap1"], os.getpid()) == ["tap0", "tap1"]
         assert links.up == {"tap0": False, "tap1": False}
         assert links.mastered == {"tap0": True, "tap1": False}

@@ -148,7 +148,7 @@ def test_out_of_space_is_no_fault_of_hardware(tmp_path: Path, states: list[Any],
             return Machine()
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(daemons, "look", look)
+            patch.setattr("hwerr_notify.guard.vm.look", look)
             await guard.add("web1", None, os.getpid(), vm.policy, "/q", qemu)
         assert [i.cause["layer"] for i in begun] == ["block"] * begins
 
@@ -371,9 +371,9 @@ def test_when_a_stop_needs_no_save_first(tmp_path: Path, what: str) -> None:
         saved: list[bool] = []
         save = guard.steps.save
 
-        async def noted(incident: Incident) -> Incident:
+        async def noted(incident: Incident, first: Any = None) -> Incident:
             saved.append("stop" in incident.steps)
-            return await save(incident)
+            return await save(incident, first)
 
         guard.steps.save = noted  # type: ignore[method-assign]
         vm.process.threads = lambda tids=None: []  # type: ignore[method-assign]
@@ -584,7 +584,7 @@ def test_what_blocks_holds_up_nobody(tmp_path: Path, where: str, monkeypatch: py
         if where == "cmdline":
             vm.process.cmdline = block  # type: ignore[method-assign]
 
-            async def look(*_: Any) -> Machine:
+            async def look(*_: Any, **__: Any) -> Machine:
                 return Machine()
 
             async def describe(*_: Any) -> dict[str, str]:

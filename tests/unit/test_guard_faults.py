@@ -386,9 +386,9 @@ def test_a_monitor_that_is_away_is_waited_for(tmp_path: Path, qemu: int) -> None
         stopped = asyncio.Event()
         save = bed.guard.steps.save
 
-        async def saved(incident: Incident) -> Incident:
+        async def saved(incident: Incident, first: Any = None) -> Incident:
             stopped.set() if incident.done("stop") else None
-            return await save(incident)
+            return await save(incident, first)
 
         bed.guard.steps.save = saved  # type: ignore[method-assign]
         work = asyncio.create_task(bed.work())

@@ -21,7 +21,7 @@ from hwerr_notify.guard import disks, outside
 from hwerr_notify.guard.errors import Fault
 from hwerr_notify.guard.kernel import KernelGuard
 from hwerr_notify.guard.policy import Policy, VmPolicy
-from hwerr_notify.guard.process import Process
+from hwerr_notify.guard.process import Connection, Process
 from hwerr_notify.guard.seal import Sealer
 from hwerr_notify.guard.steps import Steps
 from hwerr_notify.guard.store import Incident, Step, Store
@@ -105,16 +105,21 @@ def test_what_the_kernel_serves_is_seen_without_qemu(tmp_path: Path) -> None:
     process = Process.open(child.pid)
     try:
         files = ["/dev/vhost-net", "/dev/vhost-vsock", "/dev/vhost-scsi", "/dev/vhost-vdpa-3", "/dev/null"]
-        process._open_files = lambda: [(str(n), f) for n, f in enumerate(files)]  # type: ignore[method-assign]
-        assert process.vhost() == ["/dev/vhost-scsi", "/dev/vhost-vdpa-3"]
+        process._links = lambda: [(str(n), f) for n, f in enumerate(files)]  # type: ignore[method-assign]
+        assert process.names() == process.peek()[1] == files
         with pytest.raises(Fault, match="/dev/vhost-scsi: not released by this version; /dev/vhost-vdpa-3: "):
-            outside.nothing_else(process, [])
+            outside.nothing_else(process.names(), [])
     finally:
         child.kill()
         child.wait()
 
 
 # -- network disks ---------------------------------------------------------------------
+
+
+def connections(process: Process) -> tuple[Connection, ...]:
+    assert process.look().connections == ()
+    return process.look(connections=True).connections
 
 
 def a_port() -> int:
@@ -152,7 +157,7 @@ def test_a_disk_on_the_network_is_seen_to_be_gone(qemu: str, kind: str, tmp_path
             machine = await look(monitor, process)
             assert len(machine.remotes) == 1
             known = frozenset(machine.remotes), frozenset(machine.peers)
-            assert outside.connected(process, *known) == [peer]
+            assert outside.connected(connections(process), *known) == [peer]
             assert Machine.from_json(machine.to_json()) == machine
             # QEMU says that there is none.
             monitor.lies = {"query-block": [], "query-named-block-nodes": []}
@@ -161,13 +166,13 @@ def test_a_disk_on_the_network_is_seen_to_be_gone(qemu: str, kind: str, tmp_path
             monitor.lies = {}
             step = await release(tmp_path, monitor, process, machine)
             assert step.facts["detached"]
-            assert outside.connected(process, *known) == []
+            assert outside.connected(connections(process), *known) == []
             # Somebody has it connect once more: seen, whatever the node is called.
             back = {"driver": "nbd", "node-name": "back", "server": {"type": "unix", "path": str(path)}}
             if kind == "inet":
                 back["server"] = {"type": "inet", "host": "127.0.0.1", "port": str(port)}
             await monitor.execute("blockdev-add", back)
-            assert outside.connected(process, *known) == [peer]
+            assert outside.connected(connections(process), *known) == [peer]
 
         run(qemu, tmp_path, options, job)
 
@@ -193,13 +198,13 @@ def test_a_socket_under_another_path_and_another_protocol(tmp_path: Path) -> Non
         abstract.bind(f"\0hw-{os.getpid()}-abstract")
         abstract.listen()
         to_abstract.connect(abstract.getsockname())
-        others = frozenset(c.peer for c in me.connections() if c.fd != to_six.fileno())
+        others = frozenset(c.peer for c in connections(me) if c.fd != to_six.fileno())
         port = f"[::1]:{six.getsockname()[1]}"
         disk = frozenset({f"nbd nbd+unix:///?socket={used}"})
-        assert sorted(outside.connected(me, disk, others)) == sorted([bound, port])
-        assert outside.connected(me, disk, others | {port}) == [bound]
+        assert sorted(outside.connected(connections(me), disk, others)) == sorted([bound, port])
+        assert outside.connected(connections(me), disk, others | {port}) == [bound]
         disk = frozenset({f'nbd json:{{"path": "hw-{os.getpid()}-abstract"}}'})
-        assert outside.connected(me, disk, others | {port}) == [f"@hw-{os.getpid()}-abstract"]
+        assert outside.connected(connections(me), disk, others | {port}) == [f"@hw-{os.getpid()}-abstract"]
     me.close()
 
 
@@ -221,7 +226,7 @@ def test_who_accepts_is_not_who_connects(tmp_path: Path) -> None:
         with socket.create_connection(tcp.getsockname()) as to_tcp, tcp.accept()[0], unix.accept()[0]:
             mine.add(to_tcp.fileno())
             where = f"127.0.0.1:{tcp.getsockname()[1]}"
-            found = {(c.fd, c.peer) for c in me.connections() if c.fd in mine or c.peer == where}
+            found = {(c.fd, c.peer) for c in connections(me) if c.fd in mine or c.peer == where}
             assert found == {(to_unix.fileno(), path), (to_tcp.fileno(), where)}
     me.close()
 

@@ -98,7 +98,8 @@ def test_every_kind_of_disk_is_detached_for_good(qemu: str, tmp_path: Path) -> N
     async def job(monitor: Refuses, process: Process) -> None:
         assert not any(map(free, images.values()))
         paths = frozenset(map(str, images.values()))
-        released = await disks.release(monitor, process, paths, poisoned=True)
+        released = await disks.release(monitor, paths, poisoned=True)
+        assert disks.verify(process, paths, (), released, process.look()) == released
         assert released.detached, released.how
         for again in range(2):
             assert all(map(free, images.values()))
@@ -107,7 +108,7 @@ def test_every_kind_of_disk_is_detached_for_good(qemu: str, tmp_path: Path) -> N
             await monitor.execute("system_reset")
             await monitor.execute("cont")
             if not again:
-                assert (await disks.release(monitor, process, paths, poisoned=True)).detached
+                assert (await disks.release(monitor, paths, poisoned=True)).detached
 
     asyncio.run(with_qemu(qemu, tmp_path, options, job))
 
@@ -124,9 +125,9 @@ def test_what_stays_attached_is_made_inactive(qemu: str, tmp_path: Path) -> None
         monitor.refused = "qom-set"
         if major < 10:
             with pytest.raises(Fault, match="would read the poisoned page"):
-                await disks.release(monitor, process, frozenset({str(disk)}), poisoned=True)
+                await disks.release(monitor, frozenset({str(disk)}), poisoned=True)
             assert not free(disk)
-        released = await disks.release(monitor, process, frozenset({str(disk)}), poisoned=major >= 10)
+        released = await disks.release(monitor, frozenset({str(disk)}), poisoned=major >= 10)
         assert not released.detached
         assert ("blockdev-set-active" if major >= 10 else "migrated to nowhere") in released.how
         assert free(disk)

@@ -88,20 +88,20 @@ def test_it_is_taken_down_there_and_the_namesake_here_is_not() -> None:
         taps = other.process.taps()
         assert net.tap_states(taps, pid) == {tap: {"up": True, "bridged": False} for tap in taps}
         assert "UP" in other.links()[names[0]]
-        assert sorted(net._release_taps(taps, pid)) == taps
+        assert sorted(net.release_taps(taps, pid)) == taps
         assert net.tap_states(taps, pid) == {tap: {"up": False, "bridged": False} for tap in taps}
         for name in names:
             assert "UP" not in other.links("close")[name]
         # Again, when it does not hold them any more.
         assert other.process.taps() == []
-        assert sorted(net._release_taps(taps, pid)) == taps
+        assert sorted(net.release_taps(taps, pid)) == taps
     assert subprocess.run(["ip", "-j", "link"], check=True, capture_output=True).stdout == before
 
 
 def test_a_namespace_that_is_not_found_is_not_taken_for_empty() -> None:
     with holding("tap0") as other:
         taps = other.process.taps()
-    for act in (net._release_taps, net.tap_states):
+    for act in (net.release_taps, net.tap_states):
         with pytest.raises(Fault, match=r"no process and no name has its network namespace \(net:"):
             act(taps, os.getpid())
 
@@ -110,5 +110,5 @@ def test_one_that_fails_does_not_spare_the_others() -> None:
     with holding("tap0") as other:
         taps = [str(Tap("tap9", "net:[1]")), *other.process.taps()]
         with pytest.raises(Fault, match=r"^tap tap9: no process"):
-            net._release_taps(taps, other.process.pid)
+            net.release_taps(taps, other.process.pid)
         assert "UP" not in other.links()["tap0"]

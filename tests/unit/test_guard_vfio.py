@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -64,10 +62,6 @@ def sysfs(tmp_path: Path) -> Sysfs:
     return Sysfs(tmp_path)
 
 
-def process(*devices: str) -> Any:
-    return SimpleNamespace(vfio_devices=lambda _sysfs: list(devices))
-
-
 def master(device: Path) -> bool:
     return bool((device / "config").read_bytes()[4] & 4)
 
@@ -112,27 +106,33 @@ def test_what_several_guests_share_is_left_alone(sysfs: Sysfs) -> None:
 def test_bus_mastering_goes_and_nothing_else(sysfs: Sysfs) -> None:
     device = sysfs.device("0000:01:00.0", "vfio-pci")
     other = sysfs.device("0000:02:00.0", "vfio-pci")
+    sysfs.cdev(0, device)
+    sysfs.cdev(1, other)
     before = (device / "config").read_bytes()
-    assert net.stop_dma(process("0000:01:00.0"), sysfs.root) == ["0000:01:00.0"]
+    assert net.stop_dma(["/dev/kvm", "/dev/vfio/devices/vfio0"], sysfs.root) == ["0000:01:00.0"]
     assert (device / "config").read_bytes() == before[:4] + b"\x02" + before[5:]
     assert master(other)
 
 
 def test_that_it_is_on_again_is_seen(sysfs: Sysfs) -> None:
     device = sysfs.device("0000:01:00.0", "vfio-pci")
-    net.stop_dma(process("0000:01:00.0"), sysfs.root)
-    net.dma_is_stopped(process("0000:01:00.0"), sysfs.root)
+    sysfs.cdev(0, device)
+    net.stop_dma(["/dev/vfio/devices/vfio0"], sysfs.root)
+    net.dma_is_stopped(["/dev/vfio/devices/vfio0"], sysfs.root)
     with (device / "config").open("r+b") as config:
         config.seek(4)
         config.write(b"\x06")
     with pytest.raises(Fault, match="has bus mastering on again"):
-        net.dma_is_stopped(process("0000:01:00.0"), sysfs.root)
+        net.dma_is_stopped(["/dev/vfio/devices/vfio0"], sysfs.root)
 
 
 def test_one_that_cannot_be_looked_at_is_not_taken_for_stopped(sysfs: Sysfs) -> None:
+    device = sysfs.device("0000:01:00.0", "vfio-pci")
+    sysfs.cdev(0, device)
+    (device / "config").unlink()
     for look in (net.stop_dma, net.dma_is_stopped):
         with pytest.raises(Fault, match="No such file"):
-            look(process("0000:01:00.0"), sysfs.root)
+            look(["/dev/vfio/devices/vfio0"], sysfs.root)
 
 
 @pytest.mark.parametrize("level", ["none", "integrity", "confidentiality"])

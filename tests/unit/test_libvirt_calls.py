@@ -146,10 +146,9 @@ class Guard:
         await asyncio.sleep(seconds)
         return False
 
-    async def add(self, name: str, uuid: str, pid: int, policy: Any, where: str, monitor: Any) -> Any:
+    async def add(self, name: str, uuid: str, pid: int, policy: Any, where: str, monitor: Any) -> None:
         assert (await monitor.execute("query-name", limit=0.2))["of"] == name
         self.added.put_nowait((name, monitor))
-        return SimpleNamespace(changed=asyncio.Event())
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from hwerr_notify.guard.errors import MonitorError
 from hwerr_notify.guard.kernel import KernelGuard
 from hwerr_notify.guard.monitor import QmpMonitor
 from hwerr_notify.guard.policy import Policy, VmPolicy
-from hwerr_notify.guard.process import Process, Thread
+from hwerr_notify.guard.process import Look, Process, Thread
 from hwerr_notify.guard.seal import Sealer
 from hwerr_notify.guard.steps import Steps
 from hwerr_notify.guard.store import Incident, Store
@@ -116,9 +116,9 @@ class Bench:
     ) -> tuple[Incident, Liar]:
         vms: list[Vm] = []
 
-        def on_event(_event: dict[str, Any]) -> None:
+        def on_event(event: dict[str, Any]) -> None:
             for vm in vms:
-                vm.changed.set()
+                vm.heard(event)
 
         monitor = Liar(await QmpMonitor.connect(self.home / "qmp/web1.qmp", on_event))
         process = Process.open(monitor.pid)
@@ -338,19 +338,20 @@ def test_somebody_takes_the_disk_back_before_the_seal(bench: Bench) -> None:
     """Between release and seal another client adds the image again: seen, and not called FROZEN."""
 
     def lie(monitor: Liar, vm: Vm) -> None:
-        original = vm.process.taps
+        original = vm.process.look
 
-        def taps() -> list[str]:
+        def look(**more: bool) -> Look:
             # The last thing the release looks at.
+            seen = original(**more)
             node = {"driver": "file", "node-name": "again", "filename": str(bench.disk)}
             assert bench.guest.qmp is not None
             if "blockdev-del" in monitor.said and not any(
                 n["node-name"] == "again" for n in bench.guest.qmp.execute("query-named-block-nodes")
             ):
                 bench.guest.qmp.execute("blockdev-add", **node)
-            return original()
+            return seen
 
-        vm.process.taps = taps  # type: ignore[method-assign]
+        vm.process.look = look  # type: ignore[method-assign]
 
     incident, _ = bench.freeze(lie)
     assert incident.state == "failed"
