@@ -199,8 +199,8 @@ class Sealer:
         """Whether with its images, too, because they are known already. OSError if it is not sealed."""
         assert self._lsm is not None
         if looked is not None and looked.done():
-            # There may be no room for them.
-            with suppress(OSError, asyncio.CancelledError):
+            # There may be no room for them, and the look may have failed: it is sealed all the same.
+            with suppress(Exception, asyncio.CancelledError):
                 self._lsm.seal(process.pid, process.start_ns, looked.result()[0])
                 return True
         self._lsm.seal(process.pid, process.start_ns)
