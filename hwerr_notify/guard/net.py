@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from . import netns
-from .errors import Fault, Refused
+from .errors import Fault, Refused, each
 from .monitor import Monitor, answer, by_hmp, hmp, together
 from .process import SYSFS, Tap, passed_through
 
@@ -188,10 +188,13 @@ def stop_dma(files: Iterable[str], sysfs: Path = SYSFS) -> list[str]:
     `files`: what the process was seen to have open since it was stopped.
     """
     devices = passed_through(files, sysfs)
-    for address in devices:
-        if _masters(address, sysfs, stop=True):
-            raise Fault(f"device {address} keeps bus mastering on")
+    each(*(functools.partial(_stop_dma, address, sysfs) for address in devices))
     return devices
+
+
+def _stop_dma(address: str, sysfs: Path) -> None:
+    if _masters(address, sysfs, stop=True):
+        raise Fault(f"device {address} keeps bus mastering on")
 
 
 def dma_is_stopped(files: Iterable[str], sysfs: Path = SYSFS) -> None:

@@ -114,6 +114,16 @@ def test_bus_mastering_goes_and_nothing_else(sysfs: Sysfs) -> None:
     assert master(other)
 
 
+def test_one_that_fails_does_not_spare_the_next(sysfs: Sysfs) -> None:
+    first, second = (sysfs.device(f"0000:0{n}:00.0", "vfio-pci") for n in (1, 2))
+    sysfs.cdev(0, first)
+    sysfs.cdev(1, second)
+    (first / "config").unlink()
+    with pytest.raises(Fault, match="/config: No such file"):
+        net.stop_dma(["/dev/vfio/devices/vfio0", "/dev/vfio/devices/vfio1"], sysfs.root)
+    assert not master(second)
+
+
 def test_that_it_is_on_again_is_seen(sysfs: Sysfs) -> None:
     device = sysfs.device("0000:01:00.0", "vfio-pci")
     sysfs.cdev(0, device)
