@@ -538,7 +538,7 @@ def test_what_an_earlier_run_has_armed(tmp_path: Path, name: str, stops: int, ad
             return
         (vm,) = guard.vms.values()
         vm.process.threads = lambda tids=None: []  # type: ignore[method-assign]
-        guard.policy.limits.update(stop=0.1, seal=0.1)
+        guard.policy.limits.update(stop=2.0, seal=0.1)
         guard._handle(record(stopped=True))
         told = await asyncio.wait_for(events.get(), LIMIT)
         while told and told["event"] != "INCIDENT_FAILED":
