@@ -22,7 +22,7 @@ from hwerr_notify.guard.process import Look, Process
 from hwerr_notify.guard.seal import Sealer
 from hwerr_notify.guard.steps import Steps, _Asked
 from hwerr_notify.guard.store import Incident, Store
-from hwerr_notify.guard.vm import Machine, Vm
+from hwerr_notify.guard.vm import Machine, Vm, _look_at_host
 
 TREE = """\
 FlatView #0
@@ -281,6 +281,37 @@ def test_what_fails_on_the_host_spares_nothing_of_qemu_and_is_told(tmp_path: Pat
         assert "tap tap0: no process and no name has its network namespace" in told
         assert "vhost-scsi s0: not released by this version" in told
         vm.process.close()
+
+    asyncio.run(main())
+
+
+def test_of_a_guest_that_was_never_looked_at_nothing_is_taken_for_known() -> None:
+    """Without KVM the seal is another one."""
+    process = Process.open(os.getpid())
+    assert asyncio.run(_look_at_host(process, Machine(), ["tap0"])) == ([], False)
+    assert asyncio.run(_look_at_host(process, Machine(tids=(1,)), ["tap0"])) == (["tap0"], True)
+    process.close()
+
+
+def test_a_look_at_images_that_failed_keeps_nobody_from_the_seal() -> None:
+    class Lsm:
+        sealed: tuple[Any, ...] = ()
+
+        def seal(self, *what: Any) -> None:
+            self.sealed = what
+
+    async def fails() -> Any:
+        raise RuntimeError("nobody has thought of this")
+
+    async def main() -> None:
+        process = Process.open(os.getpid())
+        sealer = Sealer()
+        sealer._lsm = lsm = Lsm()  # type: ignore[assignment]
+        looked = asyncio.create_task(fails())
+        await asyncio.wait([looked])
+        assert sealer._seal_by_lsm(process, looked) is False
+        assert lsm.sealed == (process.pid, process.start_ns)
+        process.close()
 
     asyncio.run(main())
 
