@@ -531,18 +531,27 @@ static __always_inline __u32 order_of(__u64 head)
 	return order & 31;
 }
 
+/* Whether the page is in use; if so its head, which is itself if it is not @large. */
+static __always_inline bool in_use(__u64 page, __u64 *head, bool *large)
+{
+	__u64 second;
+
+	if (bpf_probe_read_kernel(head, sizeof(*head), (void *)COMPOUND(page)))
+		return false;	/* no memory of the kernel's */
+	*head = head_of(page, *head);
+	/* A head is known by the page behind it. */
+	second = *head + bpf_core_type_size(struct page);
+	*large = *head != page || head_of(second, word(COMPOUND(second))) == *head;
+	return half(FIELD(*head, page, _refcount));
+}
+
 /* Bytes that are mapped as one around the page: its own, or those of its hugetlb page. */
 static __always_inline __u64 piece_size(__u64 pfn)
 {
-	__u64 page = page_of(pfn), head, second;
+	bool large;
+	__u64 head;
 
-	if (bpf_probe_read_kernel(&head, sizeof(head), (void *)COMPOUND(page)))
-		return PAGE_SIZE;
-	head = head_of(page, head);
-	second = head + bpf_core_type_size(struct page);
-	if (!half(FIELD(head, page, _refcount)) ||
-	    (head == page && head_of(second, word(COMPOUND(second))) != head) ||
-	    !is_hugetlb(head))
+	if (!in_use(page_of(pfn), &head, &large) || !large || !is_hugetlb(head))
 		return PAGE_SIZE;
 	return PAGE_SIZE << order_of(head);
 }
@@ -592,21 +601,15 @@ __noinline int hwerr_find_page(__u32 place)
 {
 	struct place p = { .at = place };
 	struct room *r = room_of(place);
-	__u64 page, head, second, mapping, root, index, host;
+	__u64 page, head, mapping, root, index, host;
 	int expected, after;
 	bool large, hugetlb;
 
 	if (!r)
 		return 0;
 	page = page_of(r->pfn);
-	if (bpf_probe_read_kernel(&head, sizeof(head), (void *)COMPOUND(page)))
-		return 0;	/* no memory of the kernel's */
-	head = head_of(page, head);
-	/* A head is known by the page behind it. */
-	second = head + bpf_core_type_size(struct page);
-	large = head != page || head_of(second, word(COMPOUND(second))) == head;
-	if (!half(FIELD(head, page, _refcount)))
-		return 0;	/* free */
+	if (!in_use(page, &head, &large))
+		return 0;
 	hugetlb = large && is_hugetlb(head);
 	if (bpf_core_enum_value_exists(enum pagetype___6_12, PGTY_hugetlb___6_12) && !hugetlb &&
 	    half(FIELD(head, page, page_type)) >> 24 >= 0xf0 &&
@@ -665,8 +668,11 @@ static long page_step(__u32 index, struct place *p)
 	}
 	r->pfn = r->addr >> PAGE_SHIFT;
 	r->off = r->addr & (PAGE_SIZE - 1);
-	size = piece_size(r->pfn);
-	r->len = size - (r->addr & (size - 1));
+	r->len = PAGE_SIZE - r->off;
+	if (r->len < r->end - r->addr) {
+		size = piece_size(r->pfn);
+		r->len = size - (r->addr & (size - 1));
+	}
 	if (r->len > r->end - r->addr)
 		r->len = r->end - r->addr;
 	for (i = 0; i < TRIES_MAX; i++) {
