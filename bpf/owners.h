@@ -611,6 +611,8 @@ __noinline int hwerr_find_page(__u32 place)
 	if (!in_use(page, &head, &large))
 		return 0;
 	hugetlb = large && is_hugetlb(head);
+	if (!hugetlb && r->off + r->len > PAGE_SIZE)
+		return 1;	/* it was one when its size was looked at */
 	if (bpf_core_enum_value_exists(enum pagetype___6_12, PGTY_hugetlb___6_12) && !hugetlb &&
 	    half(FIELD(head, page, page_type)) >> 24 >= 0xf0 &&
 	    half(FIELD(head, page, page_type)) != 0xffffffff)
