@@ -126,54 +126,18 @@ def unreadable() -> str | None:
     return None
 
 
-class Program:
-    """A BPF program by file descriptor, which it owns."""
+class _Descriptor:
+    """Something of BPF's by file descriptor, which it owns. A context manager."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self._ffi, self._lib = _library()
 
     @classmethod
-    def of_link(cls, path: Path) -> Program:
-        """That which a pinned link runs. FileNotFoundError if there is none; takes CAP_SYS_ADMIN."""
+    def _open(cls, call: str, path: Path) -> Self:
+        """By a function of the library that takes a path. FileNotFoundError if nothing is pinned there."""
         ffi, lib = _library()
-        fd = lib.hwerr_link_program(os.fsencode(path))
-        if fd < 0:
-            raise OSError(ffi.errno, os.strerror(ffi.errno), str(path))
-        return cls(fd)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        os.close(self.fd)
-
-    def misses(self) -> int:
-        """Runs that the kernel left out, because it ran on that CPU already."""
-        found = int(self._lib.hwerr_program_misses(self.fd))
-        if found < 0:
-            raise _failed(self._lib, self._ffi, "a program's description")
-        return found
-
-
-class Map:
-    """A BPF map by file descriptor: bytes to bytes. Owns the descriptor."""
-
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-        self._ffi, self._lib = _library()
-        shape = self._ffi.new("uint32_t[4]")
-        if self._lib.hwerr_map_shape(fd, shape) != 0:
-            raise _failed(self._lib, self._ffi, "a map's description")
-        self.type, self.key_size, self.value_size, self.max_entries = shape
-
-    @classmethod
-    def pinned(cls, path: Path) -> Map:
-        """FileNotFoundError if nothing is pinned there."""
-        ffi, lib = _library()
-        fd = lib.bpf_obj_get(os.fsencode(path))
+        fd = getattr(lib, call)(os.fsencode(path))
         if fd < 0:
             # OSError makes the subclass that the number calls for.
             raise OSError(ffi.errno, os.strerror(ffi.errno), str(path))
@@ -191,6 +155,38 @@ class Map:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+
+class Program(_Descriptor):
+    """A BPF program."""
+
+    @classmethod
+    def of_link(cls, path: Path) -> Self:
+        """That which a pinned link runs. FileNotFoundError if there is none; takes CAP_SYS_ADMIN."""
+        return cls._open("hwerr_link_program", path)
+
+    def misses(self) -> int:
+        """Runs that the kernel left out, because it ran on that CPU already."""
+        found = int(self._lib.hwerr_program_misses(self.fd))
+        if found < 0:
+            raise _failed(self._lib, self._ffi, "a program's description")
+        return found
+
+
+class Map(_Descriptor):
+    """A BPF map: bytes to bytes."""
+
+    def __init__(self, fd: int) -> None:
+        super().__init__(fd)
+        shape = self._ffi.new("uint32_t[4]")
+        if self._lib.hwerr_map_shape(fd, shape) != 0:
+            raise _failed(self._lib, self._ffi, "a map's description")
+        self.type, self.key_size, self.value_size, self.max_entries = shape
+
+    @classmethod
+    def pinned(cls, path: Path) -> Self:
+        """FileNotFoundError if nothing is pinned there."""
+        return cls._open("bpf_obj_get", path)
 
     def __getitem__(self, key: bytes) -> bytes:
         value = self._ffi.new("char[]", self.value_size)
