@@ -234,17 +234,23 @@ def test_who_accepts_is_not_who_connects(tmp_path: Path) -> None:
 # -- open files ------------------------------------------------------------------------
 
 
+def handed(home: Path, form: str) -> tuple[Path, int, list[str]]:
+    """An image, open; and what makes it a disk of the QEMU that has the file, too."""
+    disk = image(home, "disk", form)
+    fd = os.open(disk, os.O_RDWR)
+    options = [
+        "-add-fd", f"fd={fd},set=7",
+        "-blockdev", f"driver={form},node-name=n0,file.driver=file,file.filename=/dev/fdset/7",
+        "-device", "virtio-blk-pci,drive=n0,id=v0",
+    ]  # fmt: skip
+    return disk, fd, options
+
+
 @pytest.mark.parametrize("qemu", QEMUS)
 def test_an_image_that_was_given_as_an_open_file(qemu: str, tmp_path: Path) -> None:
     """What it is is known, though it has no name. QEMU keeps a file of its own: if it does not close that,
     the process is to be frozen, too."""
-    disk = image(tmp_path, "disk", "raw")
-    fd = os.open(disk, os.O_RDWR)
-    options = [
-        "-add-fd", f"fd={fd},set=7",
-        "-blockdev", "driver=raw,node-name=n0,file.driver=file,file.filename=/dev/fdset/7",
-        "-device", "virtio-blk-pci,drive=n0,id=v0",
-    ]  # fmt: skip
+    disk, fd, options = handed(tmp_path, "raw")
 
     async def job(monitor: Refuses, process: Process) -> None:
         os.close(fd)
@@ -274,13 +280,7 @@ def test_an_image_that_was_given_as_an_open_file(qemu: str, tmp_path: Path) -> N
 @pytest.mark.parametrize("qemu", QEMUS)
 def test_a_given_file_whose_set_is_forgotten(qemu: str, tmp_path: Path) -> None:
     """Whoever told QEMU so: what it locks is known."""
-    disk = image(tmp_path, "disk", "qcow2")
-    fd = os.open(disk, os.O_RDWR)
-    options = [
-        "-add-fd", f"fd={fd},set=7",
-        "-blockdev", "driver=qcow2,node-name=n0,file.driver=file,file.filename=/dev/fdset/7",
-        "-device", "virtio-blk-pci,drive=n0,id=v0",
-    ]  # fmt: skip
+    disk, fd, options = handed(tmp_path, "qcow2")
 
     async def job(monitor: Refuses, process: Process) -> None:
         os.close(fd)
