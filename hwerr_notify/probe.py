@@ -171,9 +171,7 @@ def status(pin_dir: Path = PIN_DIR) -> list[ProbeStatus]:
                 attached = all((homes[0] / name).exists() for name in probe.programs)
                 emitted, dropped = _counts(homes[0], counts, told, kind)
                 reason = None if attached else _unloaded(probe) or "hwerr-probe says why when it starts"
-                found.append(
-                    ProbeStatus(probe.name, attached, emitted, dropped, reason, _path(told, kind))
-                )
+                found.append(ProbeStatus(probe.name, attached, emitted, dropped, reason, _path(told, kind)))
         return found
     except (OSError, struct.error):  # struct.error: they are of another version
         return []

@@ -44,9 +44,7 @@ class Seals(Sealer):
     def holds(self, process: Process, sealed: dict[str, Any]) -> bool:
         return self.held
 
-    async def seal(
-        self, process: Process, *, kvm: bool, whole: bool, limit: float, **_: Any
-    ) -> Sealed:
+    async def seal(self, process: Process, *, kvm: bool, whole: bool, limit: float, **_: Any) -> Sealed:
         if self.why_not:
             raise Fault(self.why_not)
         self.held = True

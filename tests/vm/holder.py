@@ -290,6 +290,14 @@ def touched(holder: Holder, pages: int = 1, flags: int = PRIVATE | ANON) -> int:
     return va
 
 
+def hugetlb(holder: Holder, pages: int, flags: int) -> int:
+    """Hugetlb pages of the holder's, PRIVATE or SHARED."""
+    put(Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"), "16")
+    va: int = holder.mmap(pages * HUGE, flags | ANON | MAP_HUGETLB)
+    holder.write(va, pages * HUGE)
+    return va
+
+
 def merged(stack: ExitStack, pages: dict[Holder, int]) -> dict[Holder, int]:
     """So many pages of each, all merged by KSM; where they are."""
     ksm = Path("/sys/kernel/mm/ksm")

@@ -24,7 +24,7 @@ from weakref import WeakKeyDictionary
 
 import pytest
 from hit import UNSURE, hit_random_pages, start
-from holder import ANON, HUGE, MAP_HUGETLB, PAGE, PRIVATE, SHARED, Holder, merged
+from holder import HUGE, PAGE, PRIVATE, SHARED, Holder, hugetlb, merged
 from probed import Service, remove_module
 from test_sources import (
     ADDRV,
@@ -268,10 +268,8 @@ def test_memory_failure(both: Both) -> None:
 
 @pytest.mark.parametrize("flags", [PRIVATE, SHARED], ids=["private", "shared"])
 def test_a_hugetlb_page_is_hit_as_a_whole(both: Both, flags: int) -> None:
-    put(Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"), "16")
     with Holder() as holder:
-        base = holder.mmap(2 * HUGE, flags | ANON | MAP_HUGETLB)
-        holder.write(base, 2 * HUGE)
+        base = hugetlb(holder, 2, flags)
         phys = holder.phys(base + HUGE)
         # More than the pages that are looked at, were each one of 4 KiB.
         half = HUGE // 2

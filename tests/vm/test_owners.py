@@ -26,6 +26,7 @@ from holder import (
     PRIVATE,
     SHARED,
     Holder,
+    hugetlb,
     merged,
     touched,
 )
@@ -175,10 +176,8 @@ def test_thp_after_fork(hit: Hit, holder: Holder) -> None:
 
 @pytest.mark.parametrize("flags", [PRIVATE, SHARED], ids=["private", "shared"])
 def test_hugetlb(hit: Hit, holder: Holder, flags: int) -> None:
-    put(Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"), "16")
     # Not the first of the file: there the units of the index do not matter.
-    base = holder.mmap(4 * HUGE, flags | ANON | MAP_HUGETLB)
-    holder.write(base, 4 * HUGE)
+    base = hugetlb(holder, 4, flags)
     va = base + 3 * HUGE + 401 * PAGE
     assert tasks(hit(holder.phys(va))) == {(holder.pid, va, PAGE)}
     with holder.fork() as child:
@@ -376,9 +375,7 @@ def test_memory_failure_of_a_thp(injector: Injector, holder: Holder) -> None:
 def test_memory_failure_of_a_hugetlb_page_takes_all_of_it(
     injector: Injector, holder: Holder, flags: int
 ) -> None:
-    put(Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"), "16")
-    base = holder.mmap(2 * HUGE, flags | ANON | MAP_HUGETLB)
-    holder.write(base, 2 * HUGE)
+    base = hugetlb(holder, 2, flags)
     assert tasks(injector.poison(holder.pfn(base + HUGE + 3 * PAGE))) == {(holder.pid, base + HUGE, HUGE)}
 
 

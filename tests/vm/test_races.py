@@ -417,8 +417,13 @@ class Herd:
     def split(self) -> None:
         """What a guest has of transparent huge pages is split."""
         for stay in self.up():
-            with contextlib.suppress(TestbedError):
-                put(DEBUGFS / "split_huge_pages", f"{stay.pid},{stay.base:#x},{stay.base + GUEST_MEM:#x}")
+            split(stay.pid, stay.base, GUEST_MEM)
+
+
+def split(pid: int, va: int, length: int) -> None:
+    """Splits transparent huge pages of a process, which may have gone."""
+    with contextlib.suppress(TestbedError):
+        put(DEBUGFS / "split_huge_pages", f"{pid},{va:#x},{va + length:#x}")
 
 
 def split_huge_pages(log: Log) -> None:
@@ -426,9 +431,7 @@ def split_huge_pages(log: Log) -> None:
     for i in range(max(0, log.used - 10), log.used):
         claim = log[i]
         if claim.pid and not claim.may_end and claim.len > 8 * PAGE:
-            # The process may have gone.
-            with contextlib.suppress(TestbedError):
-                put(DEBUGFS / "split_huge_pages", f"{claim.pid},{claim.va:#x},{claim.va + claim.len:#x}")
+            split(claim.pid, claim.va, claim.len)
 
 
 @contextmanager
