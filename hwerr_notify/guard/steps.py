@@ -135,6 +135,12 @@ def lost_monitor(incident: Incident) -> bool:
     return incident.state == "failed" and any(step.facts.get("monitor") == "lost" for step in failed)
 
 
+def _asked_in_event_path(cause: dict[str, Any], process: Process) -> bool:
+    """Whether the kernel told the process's guests to stop then; those that it did not see out of the guest
+    in the time that it waits stop when they leave it next."""
+    return "seq" in cause and any(process.is_of(s["pid"], s["start_ns"]) for s in cause.get("stops") or ())
+
+
 def in_event_path(cause: dict[str, Any], process: Process) -> int | None:
     """When (CLOCK_MONOTONIC, ns) the kernel stopped the process's guests before the cause's record could be
     read, as that record says; None if it did not."""
@@ -379,7 +385,11 @@ class Steps:
         else:
             # The guard counts every stop, this one too; only the record says who was first.
             first = in_event_path(incident.cause, vm.process)
-            how = "by the kernel, on command" if first is None else "by the kernel, in the event path"
+            how = "by the kernel, on command"
+            if first is not None:
+                how = "by the kernel, in the event path"
+            elif _asked_in_event_path(incident.cause, vm.process):
+                how = "by the kernel, asked in the event path"
             facts |= {"mono_ns": first or stopped.mono_ns, "vcpus": stopped.vcpus}
         fault_point("inside-stop")
         try:

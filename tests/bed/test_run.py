@@ -88,6 +88,14 @@ def test_a_command_without_end_is_a_lost_vm() -> None:
     assert "did not end within 2 s" in done.stderr
 
 
+def test_a_command_that_says_nothing_any_more_is_a_lost_vm() -> None:
+    talk = "for i in 1 2 3 4 5 6 7 8; do echo $i; sleep 1; done; sleep 3000"
+    done = run("bash", "-c", talk, options=("--silence", "6"))
+    assert done.returncode == LOST, done.stderr
+    assert "the command wrote nothing for 6 s" in done.stderr
+    assert done.stdout.split() == list("12345678")
+
+
 def test_a_module_that_does_not_load_is_no_failed_command() -> None:
     done = run("true", options=("--sim", "--append", "module_blacklist=hwerr_sim"))
     assert done.returncode == SETUP, done.stderr

@@ -89,6 +89,40 @@ def test_a_second_run(
     assert script.stage("it", [], [str(file)], {"PYTEST_ADDOPTS": PLUGIN}, False)[:2] == (1, 1)
 
 
+def test_each_test_is_in_one_part() -> None:
+    parts = load(TOP / "scripts/test").parts()
+    assert sorted(f for files in parts.values() for f in files) == sorted(
+        str(p.relative_to(TOP)) for p in (TOP / "tests/vm").glob("test_*.py")
+    )
+    assert all(parts.values())
+
+
+INT3 = "int3: 0000 [#1] PREEMPT SMP"
+ASKED = "NMI: Not continuing\n delay_tsc+0x1/0x2"
+SILENT = "vm: lost VM: the command wrote nothing for 600 s; console: {}\n"
+
+
+@pytest.mark.parametrize(
+    ("console", "said", "how"),
+    [
+        (INT3, "vm: lost VM: Kernel panic; console: {}\n", ("ran a breakpoint that was gone",) * 2),
+        (ASKED, SILENT, (None, "went silent")),
+        ("", SILENT, (None, "went silent")),
+        (ASKED, "vm: kernel splat:\n" + SILENT, (None, None)),
+        (ASKED + "\n ring_put+0x1/0x2 [hwerr]", SILENT, (None, None)),
+        (ASKED, "vm: lost VM: the command did not end within 3000 s; console: {}\n", (None, None)),
+        (ASKED, "vm: lost VM: Kernel panic while the command ran; console: {}\n", (None, None)),
+    ],
+)
+def test_what_is_the_emulators_fault(
+    tmp_path: Path, console: str, said: str, how: tuple[str | None, str | None]
+) -> None:
+    file = tmp_path / "console.log"
+    file.write_text(console, encoding="utf-8")
+    failed = load(TOP / "scripts/test").emulator_failed
+    assert (failed(said.format(file)), failed(said.format(file), silence=True)) == how
+
+
 def test_exceptions_come_last(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / f"test_{name}.py").write_text(

@@ -59,7 +59,7 @@ def test_failovers(bed: Bed) -> None:
         failover = fail_over(bed, source, counts[source.name])
         order.append(failover.target)
         assert failover.incident["state"] == "frozen", failover.incident
-        assert failover.incident["steps"]["stop"]["detail"] == "by the kernel, in the event path"
+        assert failover.incident["steps"]["stop"]["detail"].endswith("in the event path")
         assert failover.incident["steps"]["seal"]["state"] == "done", failover.incident["steps"]["seal"]
         assert failover.incident["dump"]["stored"] > 0
         # Kept, while its replacement writes.

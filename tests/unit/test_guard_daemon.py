@@ -99,13 +99,14 @@ def vm_of(guard: Guard, **policy: Any) -> Vm:
 
 def record(
     severity: Severity = S.RECOVERABLE, seq: int = 1, gpa: int = PAGE, *, stopped: bool = False,
-    flags: int = 0, hit: bool = True, **more: Any,
+    out: bool = True, flags: int = 0, hit: bool = True, **more: Any,
 ) -> Event:  # fmt: skip
-    marks = GuestFlags.KVM | (GuestFlags.STOPPED if stopped else GuestFlags(0))
+    """`out`: all vCPUs that were told to stop were seen out of the guest."""
+    marks = GuestFlags.KVM | (GuestFlags.STOPPED if stopped and out else GuestFlags(0))
     guest = Hit(ME.pid, marks, start_ns=ME.start_ns, gpa=gpa, hva=0x7F0000000000 + gpa, len=4096)
     infos: list[Any] = [Memory(0x1000, 4096)]
     infos += [guest] if hit else []
-    infos += [Stop(ME.pid, 1, ME.start_ns, 99)] if stopped else []
+    infos += [Stop(ME.pid, 1, ME.start_ns, 99, running=not out)] if stopped else []
     return build(
         *infos, severity=severity, source=Source.MCE, seq=seq, time_mono_ns=50, flags=Flags(flags), **more
     )
@@ -359,7 +360,7 @@ def test_what_was_stopped_while_away(tmp_path: Path, monkeypatch: pytest.MonkeyP
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("what", ["record", "command", "not armed", "not stopped"])
+@pytest.mark.parametrize("what", ["record", "command", "not armed", "not stopped", "not out"])
 def test_when_a_stop_needs_no_save_first(tmp_path: Path, what: str) -> None:
     async def main() -> None:
         guard = guard_in(tmp_path)
@@ -367,7 +368,8 @@ def test_when_a_stop_needs_no_save_first(tmp_path: Path, what: str) -> None:
         vm.armed = "no" if what == "not armed" else None
         cause = {"layer": "command", "message": "m", "stopped": True}
         if what != "command":
-            cause = {**record(stopped=what != "not stopped").to_json(), "layer": "hardware", "stopped": True}
+            error = record(stopped=what != "not stopped", out=what != "not out")
+            cause = {**error.to_json(), "layer": "hardware", "stopped": True}
         saved: list[bool] = []
         save = guard.steps.save
 
@@ -385,6 +387,7 @@ def test_when_a_stop_needs_no_save_first(tmp_path: Path, what: str) -> None:
         assert saved[0] is (what == "record")
         assert done.steps["stop"].detail == (
             "by the kernel, on command" if what in ("command", "not stopped") else
+            "by the kernel, asked in the event path" if what == "not out" else
             "by the kernel, in the event path"
         )  # fmt: skip
 

@@ -14,6 +14,7 @@ import subprocess
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from guarded import LIMIT, Daemon, agent, counter, few, guest_config, vcpu_time
@@ -116,6 +117,14 @@ def writes(monitor: Qmp, node: str) -> None:
 # -- the whole -----------------------------------------------------------------
 
 
+def stopped_by(incident: dict[str, Any]) -> str:
+    """What stopped it. A vCPU's interrupt may come late where CPUs are emulated, and the record says so."""
+    detail = str(incident["steps"]["stop"]["detail"])
+    (stop,) = incident["cause"]["stops"]
+    assert ("asked in" in detail) == bool(stop["running"])
+    return detail.replace("asked in", "in")
+
+
 def test_an_error_freezes_the_guest_for_good(home: Path) -> None:
     disk = image(home)
     extra = (*disk_options(disk), "-netdev", "user,id=n0", "-device", "virtio-net-pci,netdev=n0")
@@ -136,7 +145,7 @@ def test_an_error_freezes_the_guest_for_good(home: Path) -> None:
         (incident,) = daemon.incidents()
         assert incident["state"] == "frozen"
         assert incident["cause"]["stopped"]
-        assert incident["steps"]["stop"]["detail"] == "by the kernel, in the event path"
+        assert stopped_by(incident) == "by the kernel, in the event path"
         assert locked_by_nobody(disk)
         content = disk.read_bytes()
 
@@ -349,7 +358,7 @@ def test_a_machine_check(home: Path) -> None:
         assert events.next("GUEST_FROZEN", "INCIDENT_FAILED")["event"] == "GUEST_FROZEN"
         (incident,) = daemon.incidents()
         assert incident["cause"]["source"] == "mce"
-        assert incident["steps"]["stop"]["detail"] == "by the kernel, in the event path"
+        assert stopped_by(incident) == "by the kernel, in the event path"
 
 
 @pytest.mark.long

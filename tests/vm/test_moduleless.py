@@ -287,6 +287,8 @@ def test_a_hugetlb_page_is_hit_as_a_whole(both: Both, flags: int) -> None:
 def test_memory_failure_of_a_hugetlb_guest(both: Both) -> None:
     with ExitStack() as stack:
         guest = start(stack, "huge", "hugetlb")
+        # The guest dies of it, between the two reads or before.
+        both.learn()
         gpa = 0x1200000
         pid, hva = guest.pid, guest.gpa2hva(gpa)
         phys = guest.gpa2hpa(gpa + 0x5000)

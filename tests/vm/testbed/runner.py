@@ -368,17 +368,22 @@ def follow(
     outcome = Outcome()
     started = time.monotonic()
     deadline = started + min(hangs_after, args.boot_timeout)
+    # Of the command, from its start on.
+    heard = float("inf")
     streams: dict[str, IO[bytes]] = {"stdout": sys.stdout.buffer, "stderr": sys.stderr.buffer}
     pending = b""
     with selectors.DefaultSelector() as selector:
         for name, sock in ports.items():
             selector.register(sock, selectors.EVENT_READ, name)
         while selector.get_map():
-            left = deadline - time.monotonic()
+            left = min(deadline, heard + args.silence) - time.monotonic()
             if left <= 0:
-                phase = NOT_UP if outcome.ready is None else "the command did not end"
-                limit = time.monotonic() - started if outcome.ready is None else args.timeout
-                outcome.lost = f"{phase} within {limit:.0f} s"
+                if outcome.ready is None:
+                    outcome.lost = f"{NOT_UP} within {time.monotonic() - started:.0f} s"
+                elif time.monotonic() >= deadline:
+                    outcome.lost = f"the command did not end within {args.timeout:.0f} s"
+                else:
+                    outcome.lost = f"the command wrote nothing for {args.silence:.0f} s"
                 ask_where(qemu, nmi, progress)
                 break
             for key, _ in selector.select(left):
@@ -390,6 +395,7 @@ def follow(
                 if not data:
                     selector.unregister(port)
                 elif key.data in streams:
+                    heard = time.monotonic()
                     stream = streams[key.data]
                     stream.write(data)
                     stream.flush()
@@ -404,7 +410,8 @@ def follow(
                                 deadline = started + args.boot_timeout
                             case "ready":
                                 outcome.ready = now
-                                deadline = time.monotonic() + args.timeout
+                                heard = time.monotonic()
+                                deadline = heard + args.timeout
                                 progress(f"up after {now:.1f} s")
                             case "taint":
                                 outcome.taint = int(rest)
@@ -505,6 +512,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--smp", type=int, default=2, metavar="N", help="CPUs (default: %(default)s)")
     add("--timeout", type=float, default=1800, metavar="S",
         help="time for COMMAND; the VM is lost after it (default: %(default)g s)")  # fmt: skip
+    add("--silence", type=float, default=float("inf"), metavar="S",
+        help="the VM is lost, too, when COMMAND writes nothing for so long (default: no limit)")  # fmt: skip
     add(
         "--boot-timeout",
         type=float,
