@@ -48,12 +48,12 @@ from .front import Front
 from .inotify import DirectoryWatch
 from .kernel import KernelGuard
 from .metrics import Metrics
-from .monitor import Monitor, QmpMonitor, answer
+from .monitor import Monitor, QmpMonitor, answer, sent
 from .notify import notify, watchdog_interval
 from .policy import Policy, VmPolicy
 from .process import TICK_NS, Process
 from .seal import Sealer
-from .steps import Steps, a_bug, core_path, in_event_path, lost_monitor
+from .steps import Asked, Steps, a_bug, core_path, in_event_path, lost_monitor
 from .store import Incident, Step, Store, no_such
 from .tell import Teller
 from .threads import Threads
@@ -62,6 +62,9 @@ from .vm import Machine, Vm, identity, safe_name
 __all__ = ["Guard"]
 
 log = logging.getLogger("hwerr-guard")
+
+# How long an error waits for QEMU to be told, seconds: as long as QEMU takes to find out that it is stopped.
+_HEAD_START = 0.01
 
 # A cluster that did not take what it was told is told again after so many seconds, first.
 _CLUSTER_RETRY_FIRST = 1.0
@@ -752,9 +755,32 @@ class Guard:
         if self._events is None:
             return
         async for event in Watch(self._events):
+            if early := self._ask_early(event):
+                # All else that an error brings with it is done while QEMU does what it is told.
+                await asyncio.wait([asking for _, asking in early], timeout=_HEAD_START)
+                await sent()
             self._handle(event)
+            for vm, asking in early:
+                incident = self.incidents.get(vm.incident or "")
+                begun = incident is not None and incident.state == "freezing" and not incident.steps
+                await self.steps.take_early(vm.incident if begun else None, asking)
             # A storm of records leaves everything else its turn.
             await asyncio.sleep(0)
+
+    def _ask_early(self, event: Event) -> list[tuple[Vm, asyncio.Task[Asked]]]:
+        """Tells QEMU of each VM that the kernel has stopped for the error."""
+        early: list[tuple[Vm, asyncio.Task[Asked]]] = []
+        for guest in event.guests:
+            # Which is always frozen.
+            vm = self._vm_of(guest) if guest.stopped else None
+            if vm is None or vm.incident is not None or any(vm is other for other, _ in early):
+                continue
+            if asking := self.steps.ask_early(vm):
+                early.append((vm, asking))
+        return early
+
+    def _vm_of(self, guest: GuestHit) -> Vm | None:
+        return next((v for v in self.vms.values() if v.process.is_of(guest.pid, guest.start_ns)), None)
 
     def _handle(self, event: Event) -> None:
         self.lost += event.lost
@@ -776,7 +802,7 @@ class Guard:
     def _event(self, event: Event) -> None:
         seen: set[tuple[int, int]] = set()
         for guest in event.guests:
-            vm = next((v for v in self.vms.values() if v.process.is_of(guest.pid, guest.start_ns)), None)
+            vm = self._vm_of(guest)
             if vm is None:
                 continue
             known = self.incidents.get(vm.incident or "")

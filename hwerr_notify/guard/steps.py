@@ -37,21 +37,22 @@ from .seal import Inodes, Sealer, inodes
 from .store import FREEZING, Incident, Step, Store, write_durably
 from .vm import Machine, Vm, describe, look, questions
 
-__all__ = ["Steps", "a_bug", "core_path", "in_event_path", "lost_monitor"]
+__all__ = ["Asked", "Steps", "a_bug", "core_path", "in_event_path", "lost_monitor"]
 
 log = logging.getLogger("hwerr-guard")
 
 ReleaseHooks = Callable[[Vm, Incident], Any]
 
 
-class _Asked:
+class Asked:
     """QEMU's monitor when it was told to stop and, behind that, asked all that will have to be known of it.
 
     It answers while the host is looked at. Every question only looks; the answers come by `execute()`.
     """
 
-    def __init__(self, monitor: Monitor, placed: bool) -> None:
-        self.pid, self.closed = monitor.pid, monitor.closed
+    def __init__(self, monitor: Monitor, placed: bool, resumes: int = 0) -> None:
+        """`resumes`: how often the guest was let go on until now."""
+        self.pid, self.closed, self.resumes = monitor.pid, monitor.closed, resumes
         self._monitor = monitor
         # Each is a task of its own, made here, so that they go out together and in this order.
         self._answers = {
@@ -100,6 +101,13 @@ class _Asked:
             task.cancel()
             # Read, so that nobody is told of a failure that nobody waits for.
             task.add_done_callback(lambda task: task.cancelled() or task.exception())
+
+
+async def _forget(asking: asyncio.Task[Asked]) -> None:
+    """It was in vain."""
+    asking.cancel()
+    with suppress(MonitorError, asyncio.CancelledError):
+        await (await asking).aclose()
 
 
 # How long QEMU may take to find out that the kernel has stopped its guest, seconds.
@@ -174,9 +182,23 @@ class Steps:
         self.latest: Callable[[Incident], Incident] = lambda incident: incident
         # Incidents that are on disk, of those that this run has begun or gone on with.
         self.saved: set[str] = set()
-        self._asked: dict[str, _Asked] = {}
+        self._asked: dict[str, Asked] = {}
+        # What was asked before the incident was there.
+        self._early: dict[str, asyncio.Task[Asked]] = {}
         # What is to be written before an incident is saved the next time.
         self._first: dict[str, Callable[[], None]] = {}
+
+    def ask_early(self, vm: Vm) -> asyncio.Task[Asked] | None:
+        """Begins with a guest that the kernel has stopped before its incident is noted, which is to be given
+        it by `take_early()`; None if its monitor is away."""
+        return asyncio.create_task(self._ask(vm, by_kernel=True)) if vm.connected else None
+
+    async def take_early(self, incident_id: str | None, asking: asyncio.Task[Asked]) -> None:
+        """For the incident that begins now; for none, or for one that has asked, it was in vain."""
+        if incident_id is None or incident_id in self._asked or incident_id in self._early:
+            await _forget(asking)
+        else:
+            self._early[incident_id] = asking
 
     async def save(self, incident: Incident, first: Callable[[], None] | None = None) -> Incident:
         """Durable when it returns. Fault if the disk would not take it.
@@ -213,6 +235,8 @@ class Steps:
             return await self._freeze(vm, incident)
         finally:
             self._first.pop(incident.id, None)
+            if asking := self._early.pop(incident.id, None):
+                await _forget(asking)
             if asked := self._asked.pop(incident.id, None):
                 await asked.aclose()
 
@@ -259,12 +283,7 @@ class Steps:
                 # Somebody may have let it go on before the seal, which a vCPU meets when it leaves the guest.
                 self.kernel.stop(vm.process)
             else:
-                await self._verify_in_time(vm, incident)
-                now = time.time_ns()
-                incident = replace(
-                    self.latest(incident), state="frozen", frozen_ns=now, frozen_mono_ns=time.monotonic_ns()
-                )
-                await self.save(incident)
+                incident = await self._frozen(vm, self.latest(incident))
                 fault_point("after-seal")
                 return incident
         except Exception as error:
@@ -408,24 +427,37 @@ class Steps:
 
         What is to be asked then is asked behind it, and answered while the host is looked at.
         """
-        await vm.await_monitor()
-        monitor = vm.need_monitor()
-        if by_kernel:
-            # QEMU finds out by itself, and remembers that the guest must not go on. But not while all
-            # vCPUs sleep: the kernel's request wakes none, and is met by one that would run.
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_NOTICES_WITHIN):
-                    await vm.halted.wait()
         if before := self._asked.pop(incident.id, None):
             await before.aclose()
-        asked = self._asked[incident.id] = _Asked(monitor, vm.placed)
+        asked = None
+        if asking := self._early.pop(incident.id, None):
+            with suppress(MonitorError):
+                asked = await asking
+        if asked is None or not asked.serves(vm.monitor) or asked.resumes != vm.resumes:
+            # Nothing was asked, or somebody has let it go on since.
+            if asked is not None:
+                await asked.aclose()
+            asked = await self._ask(vm, by_kernel)
+        self._asked[incident.id] = asked
         await asked.execute("stop")
         status = await vm.status(asked)
         if status in ("running", "inmigrate"):
             raise Fault(f"QEMU was told to stop and says {status}")
         return status
 
-    def _asked_of(self, vm: Vm, incident: Incident) -> _Asked | None:
+    @staticmethod
+    async def _ask(vm: Vm, by_kernel: bool) -> Asked:
+        """Tells QEMU to stop, and asks. MonitorError."""
+        await vm.await_monitor()
+        if by_kernel:
+            # QEMU finds out by itself, and remembers that the guest must not go on. But not while all
+            # vCPUs sleep: the kernel's request wakes none, and is met by one that would run.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_NOTICES_WITHIN):
+                    await vm.halted.wait()
+        return Asked(vm.need_monitor(), vm.placed, vm.resumes)
+
+    def _asked_of(self, vm: Vm, incident: Incident) -> Asked | None:
         """What was asked of the monitor that it has now."""
         asked = self._asked.get(incident.id)
         return asked if asked and asked.serves(vm.monitor) else None
@@ -537,7 +569,7 @@ class Steps:
         return Step("done", began, time.time_ns(), "; ".join(parts), facts)
 
     @staticmethod
-    async def _release_of_host(vm: Vm, asked: _Asked | None) -> tuple[list[str], list[str]]:
+    async def _release_of_host(vm: Vm, asked: Asked | None) -> tuple[list[str], list[str]]:
         """Devices and taps, of which the host takes care while QEMU does its part. Fault.
 
         And Fault if there are devices that are not released.
@@ -639,27 +671,63 @@ class Steps:
         facts = {"weaker": sealed.weaker, "process": sealed.process}
         return Step("weaker" if sealed.weaker else "done", began, time.time_ns(), sealed.how, facts)
 
-    async def _verify_in_time(self, vm: Vm, incident: Incident) -> None:
+    async def _verify_in_time(
+        self, vm: Vm, incident: Incident, then: Callable[[], None] = lambda: None
+    ) -> None:
         """`_verify`, within the time that the seal has: an image on a server that is dead does not answer."""
         limit = self.policy.limits["seal"]
         try:
             async with asyncio.timeout(limit):
-                await self._verify(vm, incident)
+                await self._verify(vm, incident, then)
         except TimeoutError:
             raise Fault(f"what was released could not be looked at again within {limit:g} s") from None
 
-    async def _verify(self, vm: Vm, incident: Incident) -> None:
-        """What FROZEN says, looked at again, all of it after the seal. Fault if something does not hold."""
+    async def _frozen(self, vm: Vm, incident: Incident) -> Incident:
+        """As FROZEN, and saved so by the thread that has seen that it is. Fault."""
+        turn = self.store.turn(incident.id)
+        looked: list[Incident] = []
+        saved = False
+
+        def save() -> None:
+            nonlocal saved
+            now, mono = time.time_ns(), time.monotonic_ns()
+            looked.append(replace(incident, state="frozen", frozen_ns=now, frozen_mono_ns=mono))
+            self.store.save(looked[-1], turn)
+            saved = True
+
+        try:
+            await self._verify_in_time(vm, incident, then=save)
+        except OSError as error:
+            if not looked:
+                raise
+            raise Fault(f"{error.filename or self.store.root}: {error.strerror}") from None
+        except Fault:
+            if not looked or saved:
+                raise
+            raise Fault(f"{self.store.root} did not take the record in time") from None
+        self.saved.add(incident.id)
+        return looked[-1]
+
+    async def _verify(self, vm: Vm, incident: Incident, then: Callable[[], None]) -> None:
+        """What FROZEN says, looked at again, all of it after the seal. Fault if something does not hold.
+
+        `then` is called by the thread that has looked, if all of it does.
+        """
         if not self.sealer.holds(vm.process, incident.steps["seal"].facts):
             raise Fault("the seal is not in force any more")
         # Once more: the seal bars a vCPU that begins KVM_RUN, not one that is within it, asleep or because
         # somebody has let it go on before the seal.
         stopped = not isinstance(self.kernel.stop(vm.process), str)
         detached = bool(incident.steps["release"].facts.get("detached"))
-        await self._out_of_guest(vm, stopped=stopped, sealed=True, then=lambda: self._released(vm, detached))
-        # Last: of a process that has ended nothing is seen, and all looks well.
-        if not vm.process.alive():
-            raise Fault("QEMU has ended")
+
+        def look() -> None:
+            self._released(vm, detached)
+            # Last: of a process that has ended nothing is seen, and all looks well.
+            if not vm.process.alive():
+                raise Fault("QEMU has ended")
+            then()
+
+        await self._out_of_guest(vm, stopped=stopped, sealed=True, then=look)
 
     def _released(self, vm: Vm, detached: bool) -> None:
         machine = vm.machine

@@ -127,7 +127,7 @@ async def _look_at_host(
     return await asyncio.to_thread(lambda: (process.taps(), process.has_kvm()))
 
 
-_DESCRIPTION = {"registers": "info registers -a", "network": net.QUESTION, "block": "info block"}
+_DESCRIPTION = {"registers": "info registers -a", "network": net.QUESTION}
 
 
 def questions(placed: bool) -> list[Question]:
@@ -152,6 +152,8 @@ class Vm:
     degraded: str | None = None
     # Set while QEMU has said that the guest does not run, by its status or by events after that.
     halted: asyncio.Event = field(default_factory=asyncio.Event)
+    # How often it said, or may have said unheard, that it runs again.
+    resumes: int = 0
     # What does not change as long as the process lives, as far as it is known.
     argv: list[str] | None = None
     version: Any = None
@@ -200,6 +202,7 @@ class Vm:
                 self.halted.set()
             case "RESUME":
                 self.halted.clear()
+                self.resumes += 1
             case "DEVICE_DELETED":
                 self.placed = False
                 self.taken += 1
@@ -207,6 +210,7 @@ class Vm:
     def missed(self) -> None:
         """Its monitor was away: what its events would have said is not known."""
         self.halted.clear()
+        self.resumes += 1
         self.placed = False
 
     async def look_anew(self) -> None:
@@ -247,7 +251,9 @@ async def identity(monitor: Monitor) -> tuple[str | None, str | None]:
     return safe_name(name), (printable(str(uuid)) if uuid else None)
 
 
-async def describe(monitor: Monitor) -> dict[str, str]:
-    """Registers and a summary of devices, as QEMU prints them."""
-    said = await together(*(hmp(monitor, line) for line in _DESCRIPTION.values()))
-    return dict(zip(_DESCRIPTION, said, strict=True))
+async def describe(monitor: Monitor) -> dict[str, Any]:
+    """Registers and network as QEMU prints them, its block devices as QMP has them."""
+    *said, blocks = await together(
+        *(hmp(monitor, line) for line in _DESCRIPTION.values()), monitor.execute("query-block")
+    )
+    return {**dict(zip(_DESCRIPTION, said, strict=True)), "block": blocks}

@@ -20,7 +20,7 @@ from hwerr_notify.guard.monitor import QmpMonitor, together
 from hwerr_notify.guard.policy import Policy, VmPolicy
 from hwerr_notify.guard.process import Look, Process
 from hwerr_notify.guard.seal import Sealer
-from hwerr_notify.guard.steps import Steps, _Asked
+from hwerr_notify.guard.steps import Asked, Steps
 from hwerr_notify.guard.store import Incident, Store
 from hwerr_notify.guard.vm import Machine, Vm, _look_at_host
 
@@ -80,18 +80,18 @@ def test_memory_that_may_have_moved_is_asked_for(what: str) -> None:
 def test_what_events_say_of_a_guest() -> None:
     vm = Vm("web1", None, Process.open(os.getpid()), VmPolicy(), "/q", placed=True)
     said = {
-        "STOP": (True, True),
-        "RESET": (True, True),
-        "RESUME": (False, True),
-        "DEVICE_DELETED": (False, False),
+        "STOP": (True, True, 0),
+        "RESET": (True, True, 0),
+        "RESUME": (False, True, 1),
+        "DEVICE_DELETED": (False, False, 1),
     }
     for name, expected in said.items():
         vm.heard({"event": name})
-        assert (vm.halted.is_set(), vm.placed) == expected
+        assert (vm.halted.is_set(), vm.placed, vm.resumes) == expected
     vm.halted.set()
     vm.placed = True
     vm.missed()
-    assert (vm.halted.is_set(), vm.placed) == (False, False)
+    assert (vm.halted.is_set(), vm.placed, vm.resumes) == (False, False, 2)
     vm.process.close()
 
 
@@ -131,7 +131,7 @@ def test_a_backend_that_comes_after_the_question_goes_too() -> None:
 def test_what_was_asked_ahead_is_asked_once() -> None:
     async def main() -> None:
         qemu = Qemu(query_status={"status": "paused"}, query_block_exports=Refused("CommandNotFound", "no"))
-        asked = _Asked(qemu, placed=True)
+        asked = Asked(qemu, placed=True)
         assert await asked.execute("query-status") == {"status": "paused"}
         with pytest.raises(Refused):
             await asked.execute("query-block-exports")
@@ -156,13 +156,13 @@ def test_what_was_asked_ahead_is_asked_once() -> None:
 def test_what_came_too_late_is_asked_by_itself() -> None:
     async def main() -> None:
         qemu = Qemu(query_migrate=[MonitorError("no answer in time"), {"status": "completed"}])
-        asked = _Asked(qemu, placed=True)
+        asked = Asked(qemu, placed=True)
         assert await asked.execute("query-migrate") == {"status": "completed"}
         assert qemu.asked.count("query-migrate") == 2
         await asked.aclose()
         # But not of a monitor that is gone.
         qemu = Qemu(query_migrate=[MonitorError("it went away"), {}])
-        asked = _Asked(qemu, placed=True)
+        asked = Asked(qemu, placed=True)
         qemu.closed.set()
         with pytest.raises(MonitorError, match="went away"):
             await asked.execute("query-migrate")
