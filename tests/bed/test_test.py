@@ -99,6 +99,7 @@ def test_each_test_is_in_one_part() -> None:
 
 INT3 = "int3: 0000 [#1] PREEMPT SMP"
 ASKED = "NMI: Not continuing\n delay_tsc+0x1/0x2"
+TRAP = "vm: kernel splat:\n    WARNING: at exc_debug_kernel\n    RSP: 0018:1 EFLAGS: {}\nconsole: {{}}\n"
 SILENT = "vm: lost VM: the command wrote nothing for 600 s; console: {}\n"
 
 
@@ -110,6 +111,11 @@ SILENT = "vm: lost VM: the command wrote nothing for 600 s; console: {}\n"
         ("", SILENT, (None, "went silent")),
         (ASKED, "vm: kernel splat:\n" + SILENT, (None, None)),
         (ASKED + "\n ring_put+0x1/0x2 [hwerr]", SILENT, (None, None)),
+        (ASKED, TRAP.format("02d4efe2"), ("had flags that no CPU has",) * 2),
+        (ASKED, TRAP.format("00000293"), (None, None)),
+        (ASKED, TRAP.format("00000290"), ("had flags that no CPU has",) * 2),
+        (ASKED, TRAP.format("02d4efe2") + TRAP.format("00000293"), (None, None)),
+        (ASKED, TRAP.format("02d4efe2") + "vm: and 2 more\n", (None, None)),
         (ASKED, "vm: lost VM: the command did not end within 3000 s; console: {}\n", (None, None)),
         (ASKED, "vm: lost VM: Kernel panic while the command ran; console: {}\n", (None, None)),
     ],
@@ -120,7 +126,8 @@ def test_what_is_the_emulators_fault(
     file = tmp_path / "console.log"
     file.write_text(console, encoding="utf-8")
     failed = load(TOP / "scripts/test").emulator_failed
-    assert (failed(said.format(file)), failed(said.format(file), silence=True)) == how
+    said = said.replace("{}", str(file))
+    assert (failed(said), failed(said, silence=True)) == how
 
 
 def test_exceptions_come_last(tmp_path: Path) -> None:
