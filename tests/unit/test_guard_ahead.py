@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from hwerr_notify.event import Stop
 from hwerr_notify.guard import net
 from hwerr_notify.guard.errors import Fault, MonitorError, Refused
 from hwerr_notify.guard.kernel import KernelGuard
@@ -153,6 +154,67 @@ def test_what_was_asked_ahead_is_asked_once() -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("meanwhile", ["nothing", "let go on", "another monitor", "the monitor went away"])
+def test_what_was_asked_before_the_incident_is_asked_once(tmp_path: Path, meanwhile: str) -> None:
+    """Unless it is not true any more."""
+
+    async def main() -> None:
+        qemu = a_guest()
+        vm, steps = guest_of(tmp_path, qemu)
+        vm.halted.set()
+        asking = steps.ask_early(vm)
+        assert asking
+        await asyncio.wait([asking])
+        match meanwhile:
+            case "let go on":
+                vm.heard({"event": "RESUME"})
+            case "another monitor":
+                vm.monitor = Answers(a_guest())
+            case "the monitor went away":
+                qemu.closed.set()
+                vm.missed()
+                vm.monitor = Answers(a_guest())
+        incident = incident_of(vm)
+        await steps.take_early(incident.id, asking)
+        step = await steps._stop(vm, incident, 1)
+        assert step.facts["status"] == "paused"
+        last = vm.monitor.qemu if isinstance(vm.monitor, Answers) else qemu
+        assert last.asked.count("stop") == (2 if meanwhile == "let go on" else 1)
+        assert qemu.asked.count("stop") == last.asked.count("stop")
+        vm.process.close()
+
+    asyncio.run(main())
+
+
+def test_what_was_asked_for_no_incident_is_not_used_by_another(tmp_path: Path) -> None:
+    async def main() -> None:
+        qemu = a_guest()
+        vm, steps = guest_of(tmp_path, qemu)
+        vm.halted.set()
+        for known in (None, "i"):
+            asking = steps.ask_early(vm)
+            assert asking
+            await steps.take_early(known, asking)
+            assert bool(steps._early) == (known is not None)
+        # One that has asked already, or will.
+        asking = steps.ask_early(vm)
+        assert asking
+        await steps.take_early("i", asking)
+        assert asking.done()
+        incident = incident_of(vm)
+        await steps._stop(vm, incident, 1)
+        asking = steps.ask_early(vm)
+        assert asking
+        await steps.take_early(incident.id, asking)
+        assert not steps._early
+        # And a monitor that is away is asked nothing.
+        qemu.closed.set()
+        assert steps.ask_early(vm) is None
+        vm.process.close()
+
+    asyncio.run(main())
+
+
 def test_what_came_too_late_is_asked_by_itself() -> None:
     async def main() -> None:
         qemu = Qemu(query_migrate=[MonitorError("no answer in time"), {"status": "completed"}])
@@ -211,15 +273,27 @@ def steps_in(home: Path) -> Steps:
     )
 
 
-async def to_the_release(home: Path, qemu: Qemu, **more: Any) -> tuple[Vm, Steps, Incident]:
-    """Stopped and recorded, of which this was known before."""
+def guest_of(home: Path, qemu: Qemu, **more: Any) -> tuple[Vm, Steps]:
+    """Of which this was known before."""
     process = Process.open(os.getpid())
     process.threads = lambda tids=None: []  # type: ignore[method-assign]
     known = Machine(tids=(1,), images=("/nosuch/image",), ranges=KNOWN, **more)
     vm = Vm("web1", None, process, VmPolicy(), "/q", Answers(qemu), known, placed=True)
     vm.argv, vm.version = ["qemu"], {}
     steps = steps_in(home)
-    incident = Incident("i", "boot", "web1", None, process.pid, process.start_ticks, "/q", {}, 1, 1)
+    # Stops what is no guest.
+    steps.kernel.stop = lambda process: Stop(process.pid, 1, process.start_ns, 7)  # type: ignore[method-assign]
+    return vm, steps
+
+
+def incident_of(vm: Vm) -> Incident:
+    return Incident("i", "boot", "web1", None, vm.process.pid, vm.process.start_ticks, "/q", {}, 1, 1)
+
+
+async def to_the_release(home: Path, qemu: Qemu, **more: Any) -> tuple[Vm, Steps, Incident]:
+    """Stopped and recorded."""
+    vm, steps = guest_of(home, qemu, **more)
+    incident = incident_of(vm)
     incident = incident.with_step("stop", await steps._stop(vm, incident, 1))
     incident = incident.with_step("record", await steps._record(vm, incident, 1))
     return vm, steps, incident
