@@ -46,20 +46,24 @@ _Found = tuple[list[dict[str, Any]], list[dict[str, Any]]]
 
 
 _BLOCKS: tuple[Question, ...] = (("query-block", None), ("query-named-block-nodes", {"flat": True}))
-# What `release` has to know.
-QUESTIONS: tuple[Question, ...] = (
-    ("query-migrate", None),
-    ("query-block-jobs", None),
-    ("query-block-exports", None),
-    *_BLOCKS,
-)
+# What `release` has to know at first.
+QUESTIONS: tuple[Question, ...] = (("query-migrate", None), *_BLOCKS)
+# And if a node stays, because of them.
+_USERS: tuple[Question, ...] = (("query-block-jobs", None), ("query-block-exports", None))
 
 
 async def _look(monitor: Monitor, asked: list[Any] | None) -> _Found:
-    """Block devices and nodes, after migrations, jobs and exports, which use nodes too, were ended."""
-    migration, jobs, exports, *found = asked or await together(
-        *(monitor.execute(*question) for question in QUESTIONS)
-    )
+    """Block devices and nodes, after migrations, jobs and exports, which use nodes too, were ended.
+
+    With `asked`, jobs and exports are left alone: of most guests there are none, and the node that one uses
+    stays, so that it is found out.
+    """
+    if asked is not None:
+        (migration, *found), jobs, exports = asked, [], []
+    else:
+        jobs, exports, migration, *found = await together(
+            *(monitor.execute(*question) for question in (*_USERS, *QUESTIONS))
+        )
     ends = [
         _may_refuse(monitor, "block-job-cancel", {"device": job["device"], "force": True})
         for job in answer(jobs, list, "query-block-jobs")

@@ -228,8 +228,9 @@ class Steps:
 
         A stop is not saved by itself, unless a monitor is waited for then: it is made sure of again in any
         case, and until the record is made nothing is done that cannot be repeated. The record is durable
-        before anything is released, and the release before the seal, so that it need not be done again with a
-        monitor that may be gone by then. The seal is judged by what is in force, and is saved with FROZEN.
+        before anything is released. The release is saved while the seal is made, and if it was not, it is done
+        again, by a process that is thawed for it. The seal is judged by what is in force, and is saved with
+        FROZEN.
         """
         try:
             return await self._freeze(vm, incident)
@@ -248,6 +249,7 @@ class Steps:
         steps = {"stop": self._stop, "record": self._record, "release": self._release, "seal": self._seal}
         failed = False
         step = Step("failed", 0, 0)
+        saving: asyncio.Task[tuple[Incident, bool]] | None = None
         for name in FREEZING:
             # A stop is made sure of whenever the work is taken up.
             if (incident.done(name) and name != "stop") or (failed and name != "seal"):
@@ -272,12 +274,19 @@ class Steps:
                         await begun
                 fault_point("begun")
             # Where QEMU could not be told, it is waited for, and there is time.
-            if name in FREEZING[1:-1] or (name == FREEZING[0] and (failed or "monitor" in step.facts)):
+            if name == "release" and not failed:
+                # While the seal is made. Should it be all that is left of this, the release is done again.
+                saving = asyncio.create_task(self._keep_going(vm, incident, name, failed))
+            elif name in FREEZING[1:-1] or (name == FREEZING[0] and (failed or "monitor" in step.facts)):
                 incident, failed = await self._keep_going(vm, incident, name, failed)
             elif name == FREEZING[0]:
                 fault_point("after-stop")
             if await self._has_ended(vm, failed):
                 return await self._gone(incident)
+        if saving is not None:
+            saved, not_saved = await saving
+            if not_saved:
+                incident, failed = incident.with_step("record", saved.steps["record"]), True
         try:
             if failed:
                 # Somebody may have let it go on before the seal, which a vCPU meets when it leaves the guest.

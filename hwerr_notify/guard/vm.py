@@ -127,12 +127,15 @@ async def _look_at_host(
     return await asyncio.to_thread(lambda: (process.taps(), process.has_kvm()))
 
 
-_DESCRIPTION = {"registers": "info registers -a", "network": net.QUESTION}
+_DESCRIPTION = {"network": net.QUESTION, "registers": "info registers -a"}
 
 
 def questions(placed: bool) -> list[Question]:
-    """What `describe` and `look` ask, as far as it is known before; `placed` as of `look`."""
-    lines = [*_DESCRIPTION.values(), *([layout.QUESTION] if placed else [])]
+    """What `describe` and `look` ask, as far as it is known before; `placed` as of `look`.
+
+    Registers last: vCPUs' threads run to tell them, and then look as if they were in the guest.
+    """
+    lines = [*([layout.QUESTION] if placed else []), *_DESCRIPTION.values()]
     return [("query-cpus-fast", None), *outside.QUESTIONS, *map(by_hmp, lines)]
 
 
