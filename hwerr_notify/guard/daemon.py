@@ -63,6 +63,9 @@ __all__ = ["Guard"]
 
 log = logging.getLogger("hwerr-guard")
 
+# How long an error waits for QEMU to be told, seconds: as long as QEMU takes to find out that it is stopped.
+_HEAD_START = 0.01
+
 # A cluster that did not take what it was told is told again after so many seconds, first.
 _CLUSTER_RETRY_FIRST = 1.0
 # The cluster was told before, maybe, and may have acted, ns.
@@ -753,8 +756,8 @@ class Guard:
             return
         async for event in Watch(self._events):
             if early := self._ask_early(event):
-                # All else that an error brings with it is done while QEMU does what it is told, or while it
-                # still finds out that it is stopped.
+                # All else that an error brings with it is done while QEMU does what it is told.
+                await asyncio.wait([asking for _, asking in early], timeout=_HEAD_START)
                 await sent()
             self._handle(event)
             for vm, asking in early:

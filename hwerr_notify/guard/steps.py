@@ -228,7 +228,7 @@ class Steps:
 
         A stop is not saved by itself, unless a monitor is waited for then: it is made sure of again in any
         case, and until the record is made nothing is done that cannot be repeated. The record is durable
-        before anything is released. The release is saved while the seal is made, and if it was not, it is done
+        before anything is released. The release is saved while the seal is made; if it was not, it is done
         again, by a process that is thawed for it. The seal is judged by what is in force, and is saved with
         FROZEN.
         """

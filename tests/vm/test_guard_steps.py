@@ -226,12 +226,13 @@ def test_it_does_not_detach_and_not_inactivate(bench: Bench) -> None:
     assert "locks" in failed(incident)["release"]
 
 
-def test_what_cannot_be_detached_is_made_inactive_and_the_process_frozen(bench: Bench) -> None:
+def refuse(_arguments: Any) -> Any:
     from hwerr_notify.guard.errors import Refused
 
-    def refuse(_arguments: Any) -> Any:
-        raise Refused("GenericError", "not today")
+    raise Refused("GenericError", "not today")
 
+
+def test_what_cannot_be_detached_is_made_inactive_and_the_process_frozen(bench: Bench) -> None:
     def lie(monitor: Liar, _vm: Vm) -> None:
         monitor.lies["qom-set"] = refuse
 
