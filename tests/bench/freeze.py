@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
@@ -30,7 +31,7 @@ from testbed.qmp import Qmp
 from testbed.records import MCI_ADDRV, MCI_EN, MCI_UC, MCI_VAL, MceRecord
 
 import hwerr_notify
-from hwerr_notify import Severity
+from hwerr_notify import Severity, bpf
 
 # A `count` guest does two in each turn of its loop.
 _INSTRUCTIONS = 2
@@ -190,6 +191,49 @@ def idle(guests: int, seconds: float = 20.0, watchdog: float = 4.0) -> dict[str,
     }
 
 
+def _unseal() -> None:
+    """The programs are taken out of what they hook a moment after their pins, by the kernel's own time."""
+    for pin in bpf.PIN_DIR.glob("hwerr_seal*"):
+        pin.unlink()
+    while b"hwerr_seal" in subprocess.run(["bpftool", "prog"], capture_output=True, check=True).stdout:
+        select.select([], [], [], 0.02)
+
+
+def _rate(operation: Callable[[], object]) -> float:
+    """How often a second of this thread's time."""
+    end, start, rounds = time.monotonic() + 1.0, time.thread_time_ns(), 0
+    while time.monotonic() < end:
+        for _ in range(200):
+            operation()
+        rounds += 200
+    return rounds / (time.thread_time_ns() - start) * 1e9
+
+
+def sealing(pairs: int) -> dict[str, list[float]]:
+    """What the seal of others costs who is not sealed: rates with its programs over rates without."""
+    path = home() / "file"
+    fd = os.open(path, os.O_RDWR | os.O_CREAT)
+    data = bytes(512)
+    operations: dict[str, Callable[[], object]] = {
+        "write": lambda: os.pwrite(fd, data, 0),
+        "open": lambda: os.close(os.open(path, os.O_RDONLY)),
+    }
+    found: dict[str, list[float]] = {name: [] for name in operations}
+    for n in range(pairs):
+        rates: dict[tuple[str, bool], float] = {}
+        for sealed in (n % 2 == 0, n % 2 != 0):
+            _unseal()
+            if sealed:
+                bpf.Seal.load().close()
+            for name, operation in operations.items():
+                rates[name, sealed] = _rate(operation)
+        for name, values in found.items():
+            values.append(rates[name, True] / rates[name, False])
+    _unseal()
+    os.close(fd)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=9)
@@ -203,6 +247,8 @@ def main() -> None:
     say(f"{args.stops} stops")
     result["stops"] = stops(args.stops)
     result["idle"] = idle(args.idle)
+    say("what the seal costs others")
+    result["sealing"] = sealing(10)
     print(json.dumps(result))
 
 

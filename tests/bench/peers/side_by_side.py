@@ -49,6 +49,8 @@ ROUNDS = int(os.environ.get("HWERR_PEERS_ROUNDS", "4"))
 # No round begins later than this, on a machine that is slow; the first always does.
 SECONDS = float(os.environ.get("HWERR_PEERS_SECONDS", "480"))
 REPEAT = 4
+# Receiver Error, Bad TLP, Bad DLLP, Replay Timer Timeout: PCI Express 7.8.4.5, as many as REPEAT.
+COR_STATUS = (0x1, 0x40, 0x80, 0x1000)
 STORM_ROUNDS = int(os.environ.get("HWERR_PEERS_STORMS", "2"))
 STORM = int(os.environ.get("HWERR_PEERS_STORM", "100000"))
 STORM_UE = 500
@@ -326,15 +328,16 @@ class Errors:
     def turn(self) -> Iterator[tuple[str, Path, bytes]]:
         """(kind, file, what to write to it)."""
         # The kernel clears what it handles, so the module is loaded once a turn.
-        aer = [inject.aer_data(AerRecord(cor_status=0x40, device=self._device)),
-               inject.aer_data(AerRecord(uncor_status=0x8000, device=self._device))]  # fmt: skip
-        for _ in range(REPEAT):
+        # Each is another corrected error: one that hwerr has just told is counted, and told within a second.
+        corrected = [inject.aer_data(AerRecord(cor_status=bit, device=self._device)) for bit in COR_STATUS]
+        uncorrected = inject.aer_data(AerRecord(uncor_status=0x8000, device=self._device))
+        for n in range(REPEAT):
             for severity in ("ce", "ue"):
                 line = f"mc=0 type={severity} page={self._page() >> 12} top=0 mid=1 low=-1 msg=side by side"
                 yield "mc_event", inject.SIM / "edac", line.encode()
             line = f"status={DRAM} addr={self._page()} misc={2 << 6 | 12} bank=4"
             yield "mce_record", inject.SIM / "mce", line.encode()
-            for data in aer:
+            for data in (corrected[n], uncorrected):
                 yield "aer_event", inject.AER_INJECT, data
             pfn = self._page() >> 12
             yield "memory_failure", DEBUGFS / "hwpoison/corrupt-pfn", str(pfn).encode()
