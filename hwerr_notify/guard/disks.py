@@ -160,12 +160,18 @@ async def _detach(monitor: Monitor, asked: list[Any] | None = None) -> list[str]
     commands: list[Coroutine[Any, Any, Any]] = [_may_refuse(monitor, "nbd-server-stop", {})]
     last: dict[int, int] = {}  # of a block's commands
     empty: dict[int, str | None] = {}
-    for n, block in enumerate(blocks):
-        node = block.get("inserted", {}).get("node-name")
-        if node is not None and not str(node).startswith(PLACEHOLDER):
-            more, empty[n] = _detaching(monitor, block, n, taken)
-            commands += more
-            last[n] = len(commands) - 1
+    try:
+        for n, block in enumerate(blocks):
+            node = block.get("inserted", {}).get("node-name")
+            if node is not None and not str(node).startswith(PLACEHOLDER):
+                more, empty[n] = _detaching(monitor, block, n, taken)
+                commands += more
+                last[n] = len(commands) - 1
+    except Exception:
+        # An answer that makes no sense.
+        for command in commands:
+            command.close()
+        raise
     said, left = await _delete(monitor, left, commands)
     whys = {n: said[at] for n, at in last.items()}
     for n, why in whys.items():
