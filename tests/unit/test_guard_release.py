@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import subprocess
 from collections.abc import Awaitable, Callable, Mapping
@@ -109,6 +110,47 @@ def test_every_kind_of_disk_is_detached_for_good(qemu: str, tmp_path: Path) -> N
             await monitor.execute("cont")
             if not again:
                 assert (await disks.release(monitor, paths, poisoned=True)).detached
+
+    asyncio.run(with_qemu(qemu, tmp_path, options, job))
+
+
+USERS = {
+    "a job": (
+        ("blockdev-mirror", {"job-id": "j0", "device": "n0", "target": "n1", "sync": "full", "speed": 1}),
+    ),
+    "an NBD export": (
+        ("nbd-server-start", {"addr": {"type": "unix", "data": {"path": "{home}/nbd"}}}),
+        ("block-export-add", {"type": "nbd", "id": "e0", "node-name": "n0"}),
+    ),
+    "a vhost-user export": (
+        ("block-export-add", {"type": "vhost-user-blk", "id": "e0", "node-name": "n1", "writable": True,
+                              "addr": {"type": "unix", "path": "{home}/vu"}}),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("qemu", QEMUS)
+@pytest.mark.parametrize("user", USERS)
+def test_who_else_uses_a_disk_is_found_where_it_stays(qemu: str, user: str, tmp_path: Path) -> None:
+    """What was asked in good time says nothing of jobs and exports."""
+    paths = [image(tmp_path, name, "raw") for name in ("first", "second")]
+    options = [word for n, path in enumerate(paths) for word in (
+        "-blockdev", f"driver=file,node-name=n{n},filename={path}")]  # fmt: skip
+    options += ["-device", "virtio-blk-pci,drive=n0"]
+
+    async def job(monitor: Refuses, process: Process) -> None:
+        for command, arguments in USERS[user]:
+            text = json.dumps(arguments).replace("{home}", str(tmp_path))
+            await monitor.execute(command, json.loads(text))
+        assert not free(paths[0])
+        asked = [await monitor.execute(*question) for question in disks.QUESTIONS]
+        images = frozenset(map(str, paths))
+        released = await disks.release(monitor, images, asked, poisoned=True)
+        assert released == disks.Released(True, "detached")
+        assert disks.verify(process, images, (), released, process.look()) == released
+        assert await monitor.execute("query-jobs") == []
+        assert await monitor.execute("query-block-exports") == []
+        assert all(map(free, paths))
 
     asyncio.run(with_qemu(qemu, tmp_path, options, job))
 
