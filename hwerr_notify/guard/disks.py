@@ -51,6 +51,9 @@ QUESTIONS: tuple[Question, ...] = (("query-migrate", None), *_BLOCKS)
 # And if a node stays, because of them.
 _USERS: tuple[Question, ...] = (("query-block-jobs", None), ("query-block-exports", None))
 
+# How long they may take to end, seconds.
+_END_WITHIN = 2.0
+
 
 async def _look(monitor: Monitor, asked: list[Any] | None) -> _Found:
     """Block devices and nodes, after migrations, jobs and exports, which use nodes too, were ended.
@@ -77,9 +80,20 @@ async def _look(monitor: Monitor, asked: list[Any] | None) -> _Found:
     if ends:
         # Its exports go with the server.
         ends.append(_may_refuse(monitor, "nbd-server-stop", {}))
-        found = (await together(*ends, *(monitor.execute(*question) for question in _BLOCKS)))[-2:]
+        await together(*ends)
+        await _ended(monitor)
+        found = await together(*(monitor.execute(*question) for question in _BLOCKS))
     blocks, nodes = found
     return answer(blocks, list, "query-block"), answer(nodes, list, "query-named-block-nodes")
+
+
+async def _ended(monitor: Monitor) -> None:
+    """When jobs and exports that were told to end have: that takes them a moment. What goes on is in the way
+    of what it uses, and that is told."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_END_WITHIN):
+            while any(await together(*(monitor.execute(*question) for question in _USERS))):
+                await asyncio.sleep(0.01)
 
 
 def _theirs(nodes: Any) -> list[dict[str, Any]]:
@@ -220,6 +234,10 @@ async def _inactivate(monitor: Monitor, poisoned: bool) -> str:
             raise Fault(f"blockdev-set-active: {error}") from None
     if poisoned:
         raise Fault("a migration to nowhere would read the poisoned page, and QEMU would die of it")
+    # What migrated once does so again only after it has run.
+    status = answer(await monitor.execute("query-status"), dict, "query-status").get("status")
+    if status == "postmigrate":
+        return "migrated to nowhere"
     await monitor.execute("migrate", {"uri": "exec:cat >/dev/null"})
     while True:
         reply = answer(await monitor.execute("query-migrate"), dict, "query-migrate")

@@ -106,8 +106,9 @@ class Asked:
 async def _forget(asking: asyncio.Task[Asked]) -> None:
     """It was in vain."""
     asking.cancel()
-    with suppress(MonitorError, asyncio.CancelledError):
-        await (await asking).aclose()
+    await asyncio.wait([asking])
+    if not asking.cancelled() and asking.exception() is None:
+        await asking.result().aclose()
 
 
 # How long QEMU may take to find out that the kernel has stopped its guest, seconds.
@@ -228,9 +229,9 @@ class Steps:
 
         A stop is not saved by itself, unless a monitor is waited for then: it is made sure of again in any
         case, and until the record is made nothing is done that cannot be repeated. The record is durable
-        before anything is released. The release is saved while the seal is made; if it was not, it is done
-        again, by a process that is thawed for it. The seal is judged by what is in force, and is saved with
-        FROZEN.
+        before anything is released. A release is saved before the seal, so that it need not be done again
+        with a monitor that may be gone by then; while the seal is made if that leaves the monitor alone,
+        because all disks are detached. The seal is judged by what is in force, and is saved with FROZEN.
         """
         try:
             return await self._freeze(vm, incident)
@@ -274,14 +275,17 @@ class Steps:
                         await begun
                 fault_point("begun")
             # Where QEMU could not be told, it is waited for, and there is time.
-            if name == "release" and not failed:
-                # While the seal is made. Should it be all that is left of this, the release is done again.
+            if name == "release" and self._monitor_stays(vm, step):
+                # While the seal is made: should it not come to be saved, it is done again.
                 saving = asyncio.create_task(self._keep_going(vm, incident, name, failed))
+                await asyncio.sleep(0)
             elif name in FREEZING[1:-1] or (name == FREEZING[0] and (failed or "monitor" in step.facts)):
                 incident, failed = await self._keep_going(vm, incident, name, failed)
             elif name == FREEZING[0]:
                 fault_point("after-stop")
             if await self._has_ended(vm, failed):
+                if saving is not None:
+                    await saving
                 return await self._gone(incident)
         if saving is not None:
             saved, not_saved = await saving
@@ -300,6 +304,11 @@ class Steps:
                 return await self._gone(incident)
             incident = self._unsealed(incident, error)
         return await self._save_anyway(replace(incident, state="failed", frozen_ns=0, frozen_mono_ns=0))
+
+    def _monitor_stays(self, vm: Vm, release: Step) -> bool:
+        """Whether the seal will leave QEMU's monitor alone."""
+        detached = bool(release.facts.get("detached"))
+        return detached and not vm.policy.freeze_process and self.sealer.why_weaker is None and vm.machine.kvm
 
     async def confirm(self, vm: Vm, incident: Incident) -> Incident:
         """After a restart: a FROZEN guest that is not so any more is not called so. Never raises.
@@ -695,10 +704,13 @@ class Steps:
         """As FROZEN, and saved so by the thread that has seen that it is. Fault."""
         turn = self.store.turn(incident.id)
         looked: list[Incident] = []
-        saved = False
+        saved = given_up = False
 
         def save() -> None:
             nonlocal saved
+            if given_up:
+                # What the look hung on came back, when it was told already that it is not FROZEN.
+                raise Fault("too late")
             now, mono = time.time_ns(), time.monotonic_ns()
             looked.append(replace(incident, state="frozen", frozen_ns=now, frozen_mono_ns=mono))
             self.store.save(looked[-1], turn)
@@ -711,6 +723,7 @@ class Steps:
                 raise
             raise Fault(f"{error.filename or self.store.root}: {error.strerror}") from None
         except Fault:
+            given_up = True
             if not looked or saved:
                 raise
             raise Fault(f"{self.store.root} did not take the record in time") from None

@@ -97,29 +97,50 @@ def test_each_test_is_in_one_part() -> None:
     assert all(parts.values())
 
 
-INT3 = "int3: 0000 [#1] PREEMPT SMP"
-ASKED = "NMI: Not continuing\n delay_tsc+0x1/0x2"
-TRAP = "vm: kernel splat:\n    WARNING: at exc_debug_kernel\n    RSP: 0018:1 EFLAGS: {}\nconsole: {{}}\n"
+INT3 = "Oops: int3: 0000 [#1] PREEMPT SMP\nRIP: 0010:hrtimer+0x1/0x2\n ? ring_put+0x1/0x2 [hwerr]"
+FATAL = "---[ end trace 0000000000000000 ]---\nKernel panic - not syncing: Fatal exception in interrupt"
+ASKED = "Kernel panic - not syncing: NMI: Not continuing\n delay_tsc+0x1/0x2"
+KASAN = "BUG: KASAN: use-after-free in f+0x1/0x2 [hwerr]\n </TASK>"
+# Of the kernel, then of the task that it was in.
+TRAP = (
+    "WARNING: CPU: 0 PID: 217 at arch/x86/kernel/traps.c:1120 exc_debug_kernel+0xca/0x160\n"
+    "RIP: 0010:exc_debug_kernel+0xca/0x160\nRSP: 0000:fffffe0000010f28 EFLAGS: {}\n"
+    "RIP: 0033:0x7fd2c694c38f\nRSP: 002b:00007fff7a107f70 EFLAGS: {}\n </TASK>"
+)
+KTHREAD = TRAP.format("00000293", "0").replace("RIP: 0033:", "RIP: 0000:")
+LOST = "vm: lost VM: Kernel panic while the command ran; console: {}\n"
 SILENT = "vm: lost VM: the command wrote nothing for 600 s; console: {}\n"
+DEAF = "vm: it does not answer\nvm: nor does the emulator\n" + SILENT
+SPLAT = "vm: 1 kernel splat(s); the command's status was 0; console: {}\n"
+GONE, FLAGS, QUIET = "ran a breakpoint that was gone", "had flags that no CPU has", "went silent"
 
 
 @pytest.mark.parametrize(
     ("console", "said", "how"),
     [
-        (INT3, "vm: lost VM: Kernel panic; console: {}\n", ("ran a breakpoint that was gone",) * 2),
-        (ASKED, SILENT, (None, "went silent")),
-        ("", SILENT, (None, "went silent")),
-        (ASKED, "vm: kernel splat:\n" + SILENT, (None, None)),
-        (ASKED + "\n ring_put+0x1/0x2 [hwerr]", SILENT, (None, None)),
-        (ASKED, TRAP.format("02d4efe2"), ("had flags that no CPU has",) * 2),
-        (ASKED, TRAP.format("00000293"), (None, None)),
-        (ASKED, TRAP.format("00000290"), ("had flags that no CPU has",) * 2),
-        (ASKED, TRAP.format("02d4efe2") + TRAP.format("00000293"), (None, None)),
-        (ASKED, TRAP.format("02d4efe2") + "vm: and 2 more\n", (None, None)),
+        (INT3, LOST, (GONE, GONE)),
+        (f"{INT3}\n{FATAL}", LOST, (GONE, GONE)),
+        (f"{INT3}\n{FATAL}\n{KASAN}", LOST, (None, None)),
+        (f"{KASAN}\n{INT3}", SPLAT, (None, None)),
+        (FATAL, LOST, (None, None)),
+        (ASKED, SILENT, (None, QUIET)),
+        ("", SILENT, (None, None)),
+        ("", DEAF, (None, QUIET)),
+        (KASAN, DEAF, (None, None)),
+        (f"{ASKED}\n ring_put+0x1/0x2 [hwerr]", SILENT, (None, None)),
         (ASKED, "vm: lost VM: the command did not end within 3000 s; console: {}\n", (None, None)),
-        (ASKED, "vm: lost VM: Kernel panic while the command ran; console: {}\n", (None, None)),
+        (ASKED, LOST, (None, None)),
+        (TRAP.format("02d4efe2", "00000293"), SPLAT, (FLAGS, FLAGS)),
+        (TRAP.format("00000290", "00000293"), SPLAT, (FLAGS, FLAGS)),
+        (TRAP.format("00000293", "00000293"), SPLAT, (None, None)),
+        # What the kernel saved of a task can be overwritten.
+        (TRAP.format("00000293", "02d4efe2"), SPLAT, (None, None)),
+        (KTHREAD, SPLAT, (None, None)),
+        (TRAP.format("02d4efe2", "2").replace("exc_debug_kernel+0xca/0x160\nRSP", "f+1/2 [hwerr]\nRSP"),
+         SPLAT, (None, None)),
+        (TRAP.format("02d4efe2", "2") + "\n" + KASAN, SPLAT, (None, None)),
     ],
-)
+)  # fmt: skip
 def test_what_is_the_emulators_fault(
     tmp_path: Path, console: str, said: str, how: tuple[str | None, str | None]
 ) -> None:

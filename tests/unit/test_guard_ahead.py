@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import socket
+import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -22,7 +25,7 @@ from hwerr_notify.guard.policy import Policy, VmPolicy
 from hwerr_notify.guard.process import Look, Process
 from hwerr_notify.guard.seal import Sealer
 from hwerr_notify.guard.steps import Asked, Steps
-from hwerr_notify.guard.store import Incident, Store
+from hwerr_notify.guard.store import Incident, Step, Store
 from hwerr_notify.guard.vm import Machine, Vm, _look_at_host
 
 TREE = """\
@@ -210,6 +213,140 @@ def test_what_was_asked_for_no_incident_is_not_used_by_another(tmp_path: Path) -
         # And a monitor that is away is asked nothing.
         qemu.closed.set()
         assert steps.ask_early(vm) is None
+        vm.process.close()
+
+    asyncio.run(main())
+
+
+def detached(steps: Steps) -> None:
+    """What is released and sealed is so at once."""
+
+    async def done(_vm: Vm, _incident: Incident, _began: int) -> Step:
+        return Step("done", 1, 2, "", {"detached": True})
+
+    steps._release = steps._seal = done  # type: ignore[assignment,method-assign]
+    steps.sealer.why_weaker = None
+    steps.sealer.holds = lambda process, sealed: True  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("ends", ["release", "seal"])
+def test_a_guest_that_ends_is_gone_on_disk_too(tmp_path: Path, ends: str) -> None:
+    async def main() -> None:
+        vm, steps = guest_of(tmp_path, a_guest(), kvm=True)
+        detached(steps)
+        step = getattr(steps, f"_{ends}")
+
+        async def end(*what: Any) -> Step:
+            vm.process.alive = lambda: False  # type: ignore[method-assign]
+            return cast(Step, await step(*what))
+
+        setattr(steps, f"_{ends}", end)
+        done = await steps.freeze(vm, incident_of(vm))
+        assert done.state == "gone"
+        # No save of what was before comes after it.
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        assert steps.store.load("i").state == "gone"
+        vm.process.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("stays", [True, False])
+def test_a_release_is_saved_before_its_monitor_goes(tmp_path: Path, stays: bool) -> None:
+    async def main() -> None:
+        vm, steps = guest_of(tmp_path, a_guest(), kvm=True)
+        detached(steps)
+        if not stays:
+            steps.sealer.why_weaker = "no BPF LSM"
+        save, seal = steps.store.save, steps._seal
+        order: list[str] = []
+        sealing = threading.Event()
+
+        def saved(incident: Incident, *more: Any) -> None:
+            if incident.steps and list(incident.steps)[-1] == "release":
+                # As long as the other could begin meanwhile.
+                sealing.wait(60 if stays else 0.3)
+            save(incident, *more)
+            order.append("saved " + list(incident.steps)[-1] if incident.steps else "saved")
+
+        async def sealed(*what: Any) -> Step:
+            order.append("seal")
+            sealing.set()
+            return await seal(*what)
+
+        steps.store.save = saved  # type: ignore[assignment,method-assign]
+        steps._seal = sealed  # type: ignore[assignment,method-assign]
+        steps._released = lambda vm, detached: None  # type: ignore[method-assign]
+        done = await steps.freeze(vm, incident_of(vm))
+        assert done.state == steps.store.load("i").state == "frozen"
+        assert (order.index("seal") < order.index("saved release")) == stays
+        assert order[-1] == "saved seal"
+        vm.process.close()
+
+    asyncio.run(main())
+
+
+def test_a_look_that_comes_back_late_makes_nothing_frozen(tmp_path: Path) -> None:
+    """Nor if the disk took nothing when it was given up."""
+
+    async def main() -> None:
+        vm, steps = guest_of(tmp_path, a_guest(), kvm=True)
+        detached(steps)
+        steps.policy.limits["seal"] = 0.1
+        hangs, back = threading.Event(), threading.Event()
+
+        def released(_vm: Vm, _detached: bool) -> None:
+            hangs.wait(60)
+
+        save = steps.store.save
+
+        def full(incident: Incident, *more: Any) -> None:
+            try:
+                if incident.state == "failed":
+                    raise OSError(errno.ENOSPC, "No space left on device", "x")
+                save(incident, *more)
+            finally:
+                back.set()
+
+        steps._released = released  # type: ignore[assignment,method-assign]
+        steps.store.save = full  # type: ignore[assignment,method-assign]
+        verify = steps._verify
+
+        async def verified(vm: Vm, incident: Incident, then: Callable[[], None]) -> None:
+            def after() -> None:
+                try:
+                    then()
+                finally:
+                    back.set()
+
+            await verify(vm, incident, after)
+
+        steps._verify = verified  # type: ignore[method-assign]
+        done = await steps.freeze(vm, incident_of(vm))
+        assert done.state == "failed"
+        back.clear()
+        hangs.set()
+        assert await asyncio.to_thread(back.wait, 60)
+        assert steps.store.load("i").state == "freezing"
+        vm.process.close()
+
+    asyncio.run(main())
+
+
+def test_who_gives_up_what_it_asked_can_be_ended_meanwhile(tmp_path: Path) -> None:
+    async def main() -> None:
+        vm, steps = guest_of(tmp_path, a_guest())
+        for turns in range(8):
+            asking = steps.ask_early(vm)
+            assert asking
+            giving_up = asyncio.create_task(steps.take_early(None, asking))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            if not giving_up.done():
+                giving_up.cancel()
+                await asyncio.wait([giving_up])
+                assert giving_up.cancelled()
+        assert turns
         vm.process.close()
 
     asyncio.run(main())

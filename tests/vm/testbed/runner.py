@@ -447,6 +447,13 @@ def ask_where(qemu: subprocess.Popen[bytes], nmi: socket.socket, progress: Progr
         qemu.wait(60)
     except subprocess.TimeoutExpired:
         progress.always("it does not answer")
+        nmi.setblocking(False)
+        said = b""
+        with suppress(BlockingIOError):
+            while data := nmi.recv(1 << 16):
+                said += data
+        if said.count(b'"return"') < 2:
+            progress.always("nor does the emulator")
 
 
 # -- the verdict -----------------------------------------------------------
