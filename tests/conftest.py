@@ -20,6 +20,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "intel: needs a CPU that takes Intel machine checks")
     config.addinivalue_line("markers", "amd: needs nested KVM or AMD machine checks")
     config.addinivalue_line("markers", "debug: needs the debug kernel")
+    config.addinivalue_line("markers", "kcsan: needs the kernel that finds data races")
     config.addinivalue_line("markers", "anywhere: asks a kernel for nothing that another answers otherwise")
     config.addinivalue_line("markers", "long: not in `make test`, see `make test-long`")
     config.addinivalue_line("markers", "once: tries something new each time, so that no second run mends it")
@@ -42,8 +43,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         # Once, too: on the newest of the kernels that scripts/test was told.
         if os.environ.get("HWERR_ELSEWHERE") and not os.environ.get("HWERR_LONG"):
             drop += [i for i in items if i.get_closest_marker("anywhere") and i not in drop]
-    if cpu is not None and os.environ.get("HWERR_KERNEL") != "debug":
-        drop += [i for i in items if i.get_closest_marker("debug") and i not in drop]
+    for built in ("debug", "kcsan"):
+        if cpu is not None and os.environ.get("HWERR_KERNEL") != built:
+            drop += [i for i in items if i.get_closest_marker(built) and i not in drop]
     config.hook.pytest_deselected(items=drop)
     items[:] = [i for i in items if i not in drop]
     items.sort(key=lambda i: i.get_closest_marker("exception") is not None)
