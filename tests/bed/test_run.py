@@ -96,6 +96,16 @@ def test_a_command_that_says_nothing_any_more_is_a_lost_vm() -> None:
     assert done.stdout.split() == list("12345678")
 
 
+def test_a_cpu_that_takes_no_nmi_is_a_lost_vm() -> None:
+    says = "echo 'Sending NMI from CPU 1 to CPUs 0:' > /dev/kmsg; "
+    done = run("bash", "-c", says + "sleep 3000", options=("--looks-every", "2"))
+    assert done.returncode == LOST, done.stderr
+    assert "lost VM: CPU 0 takes no interrupts" in done.stderr
+    # It was told a moment later.
+    answer = "echo 'NMI backtrace for cpu 0' > /dev/kmsg; sleep 6; exit 5"
+    assert run("bash", "-c", says + answer, options=("--looks-every", "2")).returncode == 5
+
+
 def test_a_module_that_does_not_load_is_no_failed_command() -> None:
     done = run("true", options=("--sim", "--append", "module_blacklist=hwerr_sim"))
     assert done.returncode == SETUP, done.stderr

@@ -112,6 +112,13 @@ LOST = "vm: lost VM: Kernel panic while the command ran; console: {}\n"
 SILENT = "vm: lost VM: the command wrote nothing for 600 s; console: {}\n"
 DEAF = "vm: it does not answer\nvm: nor does the emulator\n" + SILENT
 SPLAT = "vm: 1 kernel splat(s); the command's status was 0; console: {}\n"
+STALL = (
+    "rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:\nrcu: \t0-...0: (0 ticks this GP)\n"
+    "Sending NMI from CPU 1 to CPUs 0:"
+)
+DEAF_CPU = "vm: lost VM: CPU 0 takes no interrupts; console: {}\n"
+HUNG = "INFO: task python:733 blocked for more than 120 seconds.\n __schedule+0x1/0x2"
+NO_INTERRUPTS = "had a CPU that takes no interrupts"
 GONE, FLAGS, QUIET = "ran a breakpoint that was gone", "had flags that no CPU has", "went silent"
 
 
@@ -139,6 +146,15 @@ GONE, FLAGS, QUIET = "ran a breakpoint that was gone", "had flags that no CPU ha
         (TRAP.format("02d4efe2", "2").replace("exc_debug_kernel+0xca/0x160\nRSP", "f+1/2 [hwerr]\nRSP"),
          SPLAT, (None, None)),
         (TRAP.format("02d4efe2", "2") + "\n" + KASAN, SPLAT, (None, None)),
+        (f"{STALL}\n{STALL}", DEAF_CPU, (NO_INTERRUPTS, NO_INTERRUPTS)),
+        (f"{STALL}\n{HUNG}", DEAF_CPU, (NO_INTERRUPTS, NO_INTERRUPTS)),
+        (f"{HUNG}\n{STALL}", DEAF_CPU, (NO_INTERRUPTS, NO_INTERRUPTS)),
+        (STALL, SPLAT, (None, None)),
+        (HUNG, SPLAT, (None, None)),
+        (f"{STALL}\nNMI backtrace for cpu 0\n ring_put+0x1/0x2 [hwerr]", DEAF_CPU, (None, None)),
+        (f"{STALL}\nNMI backtrace for cpu 0\n delay_tsc+0x1/0x2", DEAF_CPU, (None, None)),
+        (f"{STALL}\n{HUNG}\n ring_put+0x1/0x2 [hwerr]", DEAF_CPU, (None, None)),
+        (f"{STALL}\n{KASAN}", DEAF_CPU, (None, None)),
     ],
 )  # fmt: skip
 def test_what_is_the_emulators_fault(

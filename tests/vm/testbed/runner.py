@@ -370,13 +370,21 @@ def follow(
     deadline = started + min(hangs_after, args.boot_timeout)
     # Of the command, from its start on.
     heard = float("inf")
+    looks, cpu = started + args.looks_every, None
     streams: dict[str, IO[bytes]] = {"stdout": sys.stdout.buffer, "stderr": sys.stderr.buffer}
     pending = b""
     with selectors.DefaultSelector() as selector:
         for name, sock in ports.items():
             selector.register(sock, selectors.EVENT_READ, name)
         while selector.get_map():
-            left = min(deadline, heard + args.silence) - time.monotonic()
+            now = time.monotonic()
+            if now > looks:
+                looks = now + args.looks_every
+                cpu, before = splat.deaf_cpu((run / "console.log").read_text("utf-8", "replace")), cpu
+                if cpu is not None and cpu == before:
+                    outcome.lost = f"CPU {cpu} takes no interrupts"
+                    break
+            left = min(deadline, heard + args.silence) - now
             if left <= 0:
                 if outcome.ready is None:
                     outcome.lost = f"{NOT_UP} within {time.monotonic() - started:.0f} s"
@@ -386,7 +394,7 @@ def follow(
                     outcome.lost = f"the command wrote nothing for {args.silence:.0f} s"
                 ask_where(qemu, nmi, progress)
                 break
-            for key, _ in selector.select(left):
+            for key, _ in selector.select(min(left, args.looks_every)):
                 port = ports[key.data]
                 try:
                     data = port.recv(1 << 16)
@@ -541,6 +549,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--env", action="append", default=[], metavar="NAME=VALUE", help="for COMMAND; repeatable")
     add("--allow-splat", action="append", default=[], metavar="REGEX",
         help="a splat with such a line is no failure, and taint is not looked at; repeatable")  # fmt: skip
+    # At the console: an NMI is answered sooner than that.
+    add("--looks-every", type=float, default=60.0, help=argparse.SUPPRESS)
     add("--hostname", default="hwerr-vm", metavar="NAME", help=argparse.SUPPRESS)
     add("--quiet", action="store_true", help="no progress on stderr")
     add("--show-command", action="store_true", help="print QEMU's command line")

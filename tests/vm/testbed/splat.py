@@ -88,6 +88,17 @@ def find_splats(lines: Iterable[str], allow: Sequence[str] = ()) -> list[str]:
     return found
 
 
+def deaf_cpu(text: str) -> str | None:
+    """The number of a CPU that was sent an NMI to say where it is, and did not; the last such.
+
+    A console on which it may still come has to be looked at again.
+    """
+    *_, asked = (None, *re.finditer(r"Sending NMI from CPU \d+ to CPUs (\d+):", text))
+    if asked is None or f"NMI backtrace for cpu {asked[1]}" in text[asked.end() :]:
+        return None
+    return asked[1]
+
+
 def taint_names(tainted: int) -> list[str]:
     """What splats the taint flags tell of."""
     return [name for bit, name in _TAINTS.items() if tainted >> bit & 1]
