@@ -131,6 +131,7 @@ GONE, FLAGS, QUIET = "ran a breakpoint that was gone", "had flags that no CPU ha
         (f"{KASAN}\n{INT3}", SPLAT, (None, None)),
         (FATAL, LOST, (None, None)),
         (ASKED, SILENT, (None, QUIET)),
+        (ASKED, SILENT.replace("the command wrote nothing for", "did not come up within"), (None, QUIET)),
         ("", SILENT, (None, None)),
         ("", DEAF, (None, QUIET)),
         (KASAN, DEAF, (None, None)),
