@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .errors import Fault, MonitorError, Refused
-from .monitor import Monitor, Question, answer, hmp, together
+from .monitor import Monitor, Question, answer, hmp, run_state, together
 from .outside import Given, take_given
 from .process import Held, Look, Process
 
@@ -235,8 +235,7 @@ async def _inactivate(monitor: Monitor, poisoned: bool) -> str:
     if poisoned:
         raise Fault("a migration to nowhere would read the poisoned page, and QEMU would die of it")
     # What migrated once does so again only after it has run.
-    status = answer(await monitor.execute("query-status"), dict, "query-status").get("status")
-    if status == "postmigrate":
+    if await run_state(monitor) == "postmigrate":
         return "migrated to nowhere"
     await monitor.execute("migrate", {"uri": "exec:cat >/dev/null"})
     while True:

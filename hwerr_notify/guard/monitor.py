@@ -30,6 +30,7 @@ __all__ = [
     "answer",
     "by_hmp",
     "hmp",
+    "run_state",
     "sent",
     "together",
     "whatever_fails",
@@ -88,6 +89,12 @@ async def hmp(monitor: Monitor, line: str, *, limit: float = DEFAULT_LIMIT) -> s
     """What the human monitor prints for `line`."""
     reply = await monitor.execute(*by_hmp(line), limit=limit)
     return str(answer(reply, str, line)).replace("\r\n", "\n")
+
+
+async def run_state(monitor: Monitor) -> str:
+    """QEMU's own word. MonitorError."""
+    reply = answer(await monitor.execute("query-status"), dict, "query-status")
+    return str(answer(reply.get("status"), str, "query-status"))
 
 
 async def together(*jobs: Coroutine[Any, Any, Any]) -> list[Any]:

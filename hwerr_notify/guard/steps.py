@@ -144,16 +144,16 @@ def lost_monitor(incident: Incident) -> bool:
     return incident.state == "failed" and any(step.facts.get("monitor") == "lost" for step in failed)
 
 
-def _asked_in_event_path(cause: dict[str, Any], process: Process) -> bool:
-    """Whether the kernel told the process's guests to stop then; those that it did not see out of the guest
-    in the time that it waits stop when they leave it next."""
-    return "seq" in cause and any(process.is_of(s["pid"], s["start_ns"]) for s in cause.get("stops") or ())
+def _stops(cause: dict[str, Any], process: Process) -> list[dict[str, Any]]:
+    """Stops of the process's guests that a record tells of. vCPUs that the kernel did not see out of the
+    guest in the time that it waits stop when they leave it next."""
+    return [s for s in cause.get("stops") or () if "seq" in cause and process.is_of(s["pid"], s["start_ns"])]
 
 
 def in_event_path(cause: dict[str, Any], process: Process) -> int | None:
     """When (CLOCK_MONOTONIC, ns) the kernel stopped the process's guests before the cause's record could be
     read, as that record says; None if it did not."""
-    mine = [s for s in cause.get("stops") or () if process.is_of(s["pid"], s["start_ns"])]
+    mine = _stops(cause, process)
     flagged = any(g["stopped"] and process.is_of(g["pid"], g["start_ns"]) for g in cause.get("guests") or ())
     if not flagged or "seq" not in cause:
         return None
@@ -211,14 +211,17 @@ class Steps:
             async with asyncio.timeout(self.policy.limits["record"]):
                 await asyncio.to_thread(self.store.save, incident, turn, first)
         except OSError as error:
-            if isinstance(error, TimeoutError):
-                raise Fault(f"{self.store.root} did not take the record in time") from None
-            raise Fault(f"{error.filename or self.store.root}: {error.strerror}") from None
+            raise self._not_saved(error) from None
         except Exception as error:
             log.exception("incident %s cannot be saved", incident.id)
             raise Fault(a_bug(error)) from None
         self.saved.add(incident.id)
         return incident
+
+    def _not_saved(self, error: OSError) -> Fault:
+        if isinstance(error, TimeoutError):
+            return Fault(f"{self.store.root} did not take the record in time")
+        return Fault(f"{error.filename or self.store.root}: {error.strerror}")
 
     async def freeze(self, vm: Vm, incident: Incident) -> Incident:
         """From where the incident is, to FROZEN, failed or gone. Never raises for what a step meets.
@@ -425,7 +428,7 @@ class Steps:
             how = "by the kernel, on command"
             if first is not None:
                 how = "by the kernel, in the event path"
-            elif _asked_in_event_path(incident.cause, vm.process):
+            elif _stops(incident.cause, vm.process):
                 how = "by the kernel, asked in the event path"
             facts |= {"mono_ns": first or stopped.mono_ns, "vcpus": stopped.vcpus}
         fault_point("inside-stop")
@@ -721,12 +724,12 @@ class Steps:
         except OSError as error:
             if not looked:
                 raise
-            raise Fault(f"{error.filename or self.store.root}: {error.strerror}") from None
+            raise self._not_saved(error) from None
         except Fault:
             given_up = True
             if not looked or saved:
                 raise
-            raise Fault(f"{self.store.root} did not take the record in time") from None
+            raise self._not_saved(TimeoutError()) from None
         self.saved.add(incident.id)
         return looked[-1]
 

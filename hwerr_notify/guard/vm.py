@@ -12,7 +12,7 @@ from urllib.parse import quote
 from ..message import printable
 from . import disks, layout, net, outside
 from .errors import MonitorError, Refused
-from .monitor import Monitor, Question, answer, by_hmp, hmp, together
+from .monitor import Monitor, Question, answer, by_hmp, hmp, run_state, together
 from .policy import VmPolicy
 from .process import Process
 
@@ -194,9 +194,7 @@ class Vm:
 
     async def status(self, monitor: Monitor | None = None) -> str:
         """QEMU's own run state. MonitorError."""
-        monitor = monitor or self.need_monitor()
-        reply = answer(await monitor.execute("query-status"), dict, "query-status")
-        return str(answer(reply.get("status"), str, "query-status"))
+        return await run_state(monitor or self.need_monitor())
 
     def heard(self, event: dict[str, Any]) -> None:
         """An event of its monitor, each in its turn."""

@@ -24,11 +24,13 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "vm"))
 
 from guarded import Daemon, counter, guest_config
+from probes import rate
 from testbed import inject, pagemap
 from testbed.errors import TestbedError
 from testbed.guest import COUNTER_GPA, Guest, GuestConfig
 from testbed.qmp import Qmp
 from testbed.records import MCI_ADDRV, MCI_EN, MCI_UC, MCI_VAL, MceRecord
+from testbed.wait import until
 
 import hwerr_notify
 from hwerr_notify import Severity, bpf
@@ -195,18 +197,8 @@ def _unseal() -> None:
     """The programs are taken out of what they hook a moment after their pins, by the kernel's own time."""
     for pin in bpf.PIN_DIR.glob("hwerr_seal*"):
         pin.unlink()
-    while b"hwerr_seal" in subprocess.run(["bpftool", "prog"], capture_output=True, check=True).stdout:
-        select.select([], [], [], 0.02)
-
-
-def _rate(operation: Callable[[], object]) -> float:
-    """How often a second of this thread's time."""
-    end, start, rounds = time.monotonic() + 1.0, time.thread_time_ns(), 0
-    while time.monotonic() < end:
-        for _ in range(200):
-            operation()
-        rounds += 200
-    return rounds / (time.thread_time_ns() - start) * 1e9
+    argv = ["bpftool", "prog"]
+    until(lambda: b"hwerr_seal" not in subprocess.run(argv, capture_output=True, check=True).stdout, 60)
 
 
 def sealing(pairs: int) -> dict[str, list[float]]:
@@ -226,7 +218,7 @@ def sealing(pairs: int) -> dict[str, list[float]]:
             if sealed:
                 bpf.Seal.load().close()
             for name, operation in operations.items():
-                rates[name, sealed] = _rate(operation)
+                rates[name, sealed] = rate(operation)
         for name, values in found.items():
             values.append(rates[name, True] / rates[name, False])
     _unseal()

@@ -75,17 +75,22 @@ def share(guest: Guest, name: str) -> float:
     return (more - spent) / (then - total)
 
 
+def rate(operation: Callable[[], object]) -> float:
+    """How often a second of this thread's time."""
+    end, start, rounds = time.monotonic() + RUN_S, time.thread_time_ns(), 0
+    while time.monotonic() < end:
+        for _ in range(50):
+            operation()
+        rounds += 50
+    return rounds / (time.thread_time_ns() - start) * 1e9
+
+
 def disk_rate(disk: Path) -> float:
     """Reads per second of this thread."""
     buffer = memoryview(mmap.mmap(-1, 4096))[:512]
     fd = os.open(disk, os.O_RDONLY | os.O_DIRECT)
     try:
-        end, start, rounds = time.monotonic() + RUN_S, time.thread_time_ns(), 0
-        while time.monotonic() < end:
-            for _ in range(50):
-                os.preadv(fd, [buffer], 0)
-            rounds += 50
-        return rounds / (time.thread_time_ns() - start) * 1e9
+        return rate(lambda: os.preadv(fd, [buffer], 0))
     finally:
         os.close(fd)
 

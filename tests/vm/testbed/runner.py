@@ -387,8 +387,8 @@ def follow(
             left = min(deadline, heard + args.silence) - now
             if left <= 0:
                 if outcome.ready is None:
-                    outcome.lost = f"{NOT_UP} within {time.monotonic() - started:.0f} s"
-                elif time.monotonic() >= deadline:
+                    outcome.lost = f"{NOT_UP} within {now - started:.0f} s"
+                elif now >= deadline:
                     outcome.lost = f"the command did not end within {args.timeout:.0f} s"
                 else:
                     outcome.lost = f"the command wrote nothing for {args.silence:.0f} s"
