@@ -150,6 +150,18 @@ def _await_monitor(path: Path) -> None:
         select.select([], [], [], 0.02)
 
 
+def _await_quiet(pid: int, watchdog: float) -> None:
+    """Until what it had to do at start is done: an interval of its watchdog with little but its signs of life;
+    a minute at most: one that never comes to rest is measured as it is."""
+    deadline = time.monotonic() + 60
+    sleeps = _counts(pid)["sleeps"]
+    while time.monotonic() < deadline:
+        select.select([], [], [], watchdog)
+        before, sleeps = sleeps, _counts(pid)["sleeps"]
+        if sleeps - before < 10:
+            return
+
+
 def idle(guests: int, seconds: float = 20.0, watchdog: float = 4.0) -> dict[str, Any]:
     """A daemon with as many guests, each a QEMU that never runs, armed and with its monitor connected."""
     where = home()
@@ -177,8 +189,7 @@ def idle(guests: int, seconds: float = 20.0, watchdog: float = 4.0) -> dict[str,
         assert daemon.process is not None
         while [v["stopped_by"] for v in daemon.status()["vms"]].count("kernel") < guests:
             select.select([], [], [], 1.0)
-        # What it still had to do after that.
-        select.select([], [], [], watchdog)
+        _await_quiet(daemon.process.pid, watchdog)
         first = _counts(daemon.process.pid)
         select.select([], [], [], seconds)
         last = _counts(daemon.process.pid)
