@@ -162,6 +162,22 @@ def test_a_frozen_guest(agent: Agent) -> None:
     assert "crm_resource --cleanup --resource vm" in said
 
 
+def test_a_failover_waits_for_no_program(agent: Agent) -> None:
+    """That a guest is FROZEN is answered without a program, or the cluster's library: it starts some."""
+    assert agent("start")[0] == SUCCESS
+    nothing = {"PATH": str(agent.home / "none"), "OCF_FUNCTIONS_DIR": str(agent.home / "none")}
+    # What it needs when it is not so.
+    assert agent("monitor", **nothing)[0] not in (SUCCESS, NOT_RUNNING)
+    agent.mark("frozen")
+    status, said = agent("monitor", **nothing)
+    assert (status, said.count("\n")) == (NOT_RUNNING, 1)
+    # Pacemaker shows this beside the status.
+    assert said.startswith("ocf-exit-reason:web1 is FROZEN (process ") and "incident 20260102-x" in said
+    status, said = agent("stop", **nothing)
+    assert (status, said.count("\n")) == (SUCCESS, 1)
+    assert Path(f"/proc/{agent.pid()}").exists()
+
+
 def test_a_marker_of_another_process_counts_for_nothing(agent: Agent) -> None:
     assert agent("start")[0] == SUCCESS
     agent.mark("frozen", ticks=1)
@@ -192,17 +208,29 @@ def test_an_odd_name(tmp_path: Path) -> None:
 
 
 @contextlib.contextmanager
-def process(home: Path, *argv: str, program: str = "qemu-system-x86_64") -> Iterator[None]:
-    """A process with these arguments; it is a QEMU to whoever asks the kernel what it runs."""
+def process(home: Path, *argv: str, program: str = "qemu-system-x86_64") -> Iterator[int]:
+    """A process with these arguments, its PID; it is a QEMU to whoever asks the kernel what it runs."""
     path = home / program
     if not path.exists():
         shutil.copy("/bin/bash", path)
     with subprocess.Popen([path, "-c", "read", *argv], stdin=subprocess.PIPE) as running:
         try:
-            yield
+            yield running.pid
         finally:
             assert running.stdin
             running.stdin.close()
+
+
+@pytest.mark.parametrize("program", ["a) Z 1 (", "a\nb) X 1"])
+def test_a_name_of_a_process_is_no_field(tmp_path: Path, program: str) -> None:
+    """proc(5): a program's name may have in it what separates and ends fields, and line ends."""
+    agent = Agent(tmp_path, by="script")
+    with process(tmp_path, program=program) as pid:
+        (tmp_path / "pid").write_text(str(pid), "ascii")
+        agent.mark("frozen")
+        assert agent("monitor")[0] == NOT_RUNNING
+        agent.mark("frozen", ticks=1)
+        assert agent("monitor")[0] == SUCCESS
 
 
 def test_it_answers_though_systemd_hangs(agent: Agent) -> None:
