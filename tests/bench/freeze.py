@@ -151,7 +151,7 @@ def _await_monitor(path: Path) -> None:
 
 
 def _await_quiet(pid: int, watchdog: float) -> None:
-    """Until what it had to do at start is done: an interval of its watchdog with hardly more than signs of life;
+    """Until what it had to do at start is done: an interval of its watchdog with little but signs of life;
     a minute at most: one that never comes to rest is measured as it is."""
     deadline = time.monotonic() + 60
     sleeps = _counts(pid)["sleeps"]

@@ -358,7 +358,7 @@ class Node:
 
     def still(self, pid: int) -> list[tuple[int, int]]:
         """CPU times of a guest's vCPU threads."""
-        return vcpu_time(_Process(pid))  # type: ignore[arg-type]
+        return vcpu_time(_Process(pid))
 
     def stuck(self) -> str:
         """What the guest's threads wait for, and what QEMU says of it: for people."""

@@ -172,7 +172,8 @@ def test_a_failover_waits_for_no_program(agent: Agent) -> None:
     status, said = agent("monitor", **nothing)
     assert (status, said.count("\n")) == (NOT_RUNNING, 1)
     # Pacemaker shows this beside the status.
-    assert said.startswith("ocf-exit-reason:web1 is FROZEN (process ") and "incident 20260102-x" in said
+    assert said.startswith("ocf-exit-reason:web1 is FROZEN (process ")
+    assert "incident 20260102-x" in said
     status, said = agent("stop", **nothing)
     assert (status, said.count("\n")) == (SUCCESS, 1)
     assert Path(f"/proc/{agent.pid()}").exists()

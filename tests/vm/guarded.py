@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from testbed.guest import Guest, GuestConfig
+from testbed.guest import GuestConfig, vcpus_of
 
 AGENT = Path(__file__).resolve().parents[2] / "packaging/ocf/guest"
 LIMIT = 300.0
@@ -235,20 +235,20 @@ class Follower:
         self._socket.close()
 
 
-def vcpu_time(guest: Guest) -> list[tuple[int, int]]:
-    """(guest time in ticks, ns on CPU) of each vCPU thread. Both stand still when the guest does."""
-    found = []
-    for task in guest.vcpus():
-        fields = (task / "stat").read_text("ascii").rpartition(")")[2].split()
-        # proc(5), field 43: guest_time.
-        found.append((int(fields[40]), int((task / "schedstat").read_text("ascii").split()[0])))
-    return found
-
-
 class HasPid(Protocol):
     """A guest, however it was started."""
 
     pid: int
+
+
+def vcpu_time(guest: HasPid) -> list[tuple[int, int]]:
+    """(guest time in ticks, ns on CPU) of each vCPU thread. Both stand still when the guest does."""
+    found = []
+    for task in vcpus_of(guest.pid):
+        fields = (task / "stat").read_text("ascii").rpartition(")")[2].split()
+        # proc(5), field 43: guest_time.
+        found.append((int(fields[40]), int((task / "schedstat").read_text("ascii").split()[0])))
+    return found
 
 
 def counter(guest: HasPid, hva: int) -> int:

@@ -97,9 +97,7 @@ class Report:
         values = [v for r in self.m["latency"] if peer in r for k in r[peer]["ns"].values() for v in k]
         return sum(v is None for v in values), len(values)
 
-    def pairs(
-        self, peer: str, pick: Callable[[list[float]], float] = median, of: str = HWERR
-    ) -> list[float]:
+    def pairs(self, peer: str, pick: Callable[[list[float]], float] = median, of: str = HWERR) -> list[float]:
         """`of` / the peer, of the medians or what `pick` makes of them; one for a kind and a round."""
         found = []
         for turn in self.m["latency"]:

@@ -401,11 +401,7 @@ class Guest:
 
     def vcpus(self) -> list[Path]:
         """/proc/PID/task/TID of each vCPU's thread."""
-        tasks = sorted(Path(f"/proc/{self.pid}/task").iterdir(), key=lambda task: int(task.name))
-        found = [task for task in tasks if (task / "comm").read_text("utf-8").startswith("CPU ")]
-        if not found:
-            raise TestbedError(f"process {self.pid} has no thread of a vCPU")
-        return found
+        return vcpus_of(self.pid)
 
     def files(self) -> set[str]:
         """What QEMU has open, as /proc/PID/fd says; some are opened and closed meanwhile."""
@@ -426,6 +422,15 @@ class Guest:
                 ranges.append((start, end - start + 1))
             break
         return ranges
+
+
+def vcpus_of(pid: int) -> list[Path]:
+    """/proc/PID/task/TID of each vCPU's thread of a QEMU with debug-threads=on."""
+    tasks = sorted(Path(f"/proc/{pid}/task").iterdir(), key=lambda task: int(task.name))
+    found = [task for task in tasks if (task / "comm").read_text("utf-8").startswith("CPU ")]
+    if not found:
+        raise TestbedError(f"process {pid} has no thread of a vCPU")
+    return found
 
 
 def _alive(pid: int) -> bool:
