@@ -3,7 +3,7 @@
 
 Each step may be done any number of times, ends within its limit, and is saved, with what
 it found, before the next begins to change anything. So a daemon that is killed at any point
-goes on where it was. QEMU is told things twice: to stop, and behind that all questions; then
+goes on where it was. QEMU is told things twice: to stop, together with all questions; then
 to let go of everything. What the host has to do is done while it answers. What a step has done
 is judged by what the kernel shows, not by what QEMU answers: threads out of KVM_RUN, no image
 open or locked, the seal in force.
@@ -35,7 +35,7 @@ from .policy import Policy
 from .process import Look, Process, Thread
 from .seal import Inodes, Sealer, inodes
 from .store import FREEZING, Incident, Step, Store, write_durably
-from .vm import Machine, Vm, describe, look, questions
+from .vm import REGISTERS, Machine, Vm, describe, look, questions
 
 __all__ = ["Asked", "Steps", "a_bug", "core_path", "in_event_path", "lost_monitor"]
 
@@ -45,24 +45,26 @@ ReleaseHooks = Callable[[Vm, Incident], Any]
 
 
 class Asked:
-    """QEMU's monitor when it was told to stop and, behind that, asked all that will have to be known of it.
+    """QEMU's monitor when it was told to stop, and asked all that will have to be known of it.
 
     It answers while the host is looked at. Every question only looks; the answers come by `execute()`.
     """
 
-    def __init__(self, monitor: Monitor, placed: bool, resumes: int = 0) -> None:
+    def __init__(self, monitor: Monitor, resumes: int = 0) -> None:
         """`resumes`: how often the guest was let go on until now."""
         self.pid, self.closed, self.resumes = monitor.pid, monitor.closed, resumes
         self._monitor = monitor
-        # Each is a task of its own, made here, so that they go out together and in this order.
-        self._answers = {
-            self._key(*question): asyncio.create_task(monitor.execute(*question))
-            for question in (("stop", None), ("query-status", None), *disks.QUESTIONS, *questions(placed))
-        }
+        self._answers: dict[str, asyncio.Task[Any]] = {}
         # What the process was seen to have open since.
         self.taps: list[str] | None = None
         self.files: list[str] | None = None
         self.inodes: asyncio.Task[Inodes] | None = None
+
+    def ask(self, *what: Question) -> None:
+        """Returns at once. QEMU does what it is told together in this order, behind what it was told before."""
+        # Each is a task of its own, made here, so that they go out together and in this order.
+        for question in what:
+            self._answers[self._key(*question)] = asyncio.create_task(self._monitor.execute(*question))
 
     @staticmethod
     def _key(command: str, arguments: dict[str, Any] | None) -> str:
@@ -110,6 +112,8 @@ async def _forget(asking: asyncio.Task[Asked]) -> None:
     if not asking.cancelled() and asking.exception() is None:
         await asking.result().aclose()
 
+
+_STOP: tuple[Question, ...] = (("stop", None), ("query-status", None))
 
 # How long QEMU may take to find out that the kernel has stopped its guest, seconds.
 _NOTICES_WITHIN = 0.05
@@ -446,7 +450,7 @@ class Steps:
     async def _stop_qemu(self, vm: Vm, incident: Incident, by_kernel: bool) -> str:
         """QEMU's run state when it has stopped its devices, too. Fault, MonitorError.
 
-        What is to be asked then is asked behind it, and answered while the host is looked at.
+        What is to be asked is asked with it, and answered while the host is looked at.
         """
         if before := self._asked.pop(incident.id, None):
             await before.aclose()
@@ -470,13 +474,24 @@ class Steps:
     async def _ask(vm: Vm, by_kernel: bool) -> Asked:
         """Tells QEMU to stop, and asks. MonitorError."""
         await vm.await_monitor()
-        if by_kernel:
+        asked = Asked(vm.need_monitor(), vm.resumes)
+        looks = [*disks.QUESTIONS, *questions(vm.placed)]
+        if by_kernel and not vm.halted.is_set():
             # QEMU finds out by itself, and remembers that the guest must not go on. But not while all
-            # vCPUs sleep: the kernel's request wakes none, and is met by one that would run.
-            with suppress(TimeoutError):
+            # vCPUs sleep: the kernel's request wakes none, and is met by one that would run. Meanwhile it
+            # tells what a guest that is stopped does not change.
+            asked.ask(*looks)
+            looks = []
+            try:
                 async with asyncio.timeout(_NOTICES_WITHIN):
                     await vm.halted.wait()
-        return Asked(vm.need_monitor(), vm.placed, vm.resumes)
+            except TimeoutError:
+                pass
+            except BaseException:
+                await asked.aclose()
+                raise
+        asked.ask(*_STOP, *looks, REGISTERS)
+        return asked
 
     def _asked_of(self, vm: Vm, incident: Incident) -> Asked | None:
         """What was asked of the monitor that it has now."""

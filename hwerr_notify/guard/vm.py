@@ -16,7 +16,7 @@ from .monitor import Monitor, Question, answer, by_hmp, hmp, run_state, together
 from .policy import VmPolicy
 from .process import Process
 
-__all__ = ["Machine", "Vm", "look", "questions"]
+__all__ = ["REGISTERS", "Machine", "Vm", "look", "questions"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,13 +129,13 @@ async def _look_at_host(
 
 _DESCRIPTION = {"network": net.QUESTION, "registers": "info registers -a"}
 
+# To be asked last: vCPUs' threads run to tell them, and then look as if they were in the guest.
+REGISTERS: Question = by_hmp(_DESCRIPTION["registers"])
+
 
 def questions(placed: bool) -> list[Question]:
-    """What `describe` and `look` ask, as far as it is known before; `placed` as of `look`.
-
-    Registers last: vCPUs' threads run to tell them, and then look as if they were in the guest.
-    """
-    lines = [*([layout.QUESTION] if placed else []), *_DESCRIPTION.values()]
+    """What `describe` and `look` ask but for registers, as far as it is known before; `placed` as of `look`."""
+    lines = [*([layout.QUESTION] if placed else []), net.QUESTION]
     return [("query-cpus-fast", None), *outside.QUESTIONS, *map(by_hmp, lines)]
 
 

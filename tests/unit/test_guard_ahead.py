@@ -16,11 +16,11 @@ from typing import Any, cast
 import pytest
 
 from hwerr_notify.event import Stop
-from hwerr_notify.guard import net
+from hwerr_notify.guard import disks, net
 from hwerr_notify.guard.errors import Fault, MonitorError, Refused
 from hwerr_notify.guard.kernel import KernelGuard
 from hwerr_notify.guard.layout import Range, ranges
-from hwerr_notify.guard.monitor import QmpMonitor, together
+from hwerr_notify.guard.monitor import QmpMonitor, sent, together
 from hwerr_notify.guard.policy import Policy, VmPolicy
 from hwerr_notify.guard.process import Look, Process
 from hwerr_notify.guard.seal import Sealer
@@ -132,10 +132,16 @@ def test_a_backend_that_comes_after_the_question_goes_too() -> None:
 # -- in one go -------------------------------------------------------------------
 
 
+def ahead(qemu: Qemu) -> Asked:
+    asked = Asked(qemu)
+    asked.ask(("stop", None), ("query-status", None), ("query-block-exports", None), *disks.QUESTIONS)
+    return asked
+
+
 def test_what_was_asked_ahead_is_asked_once() -> None:
     async def main() -> None:
         qemu = Qemu(query_status={"status": "paused"}, query_block_exports=Refused("CommandNotFound", "no"))
-        asked = Asked(qemu, placed=True)
+        asked = ahead(qemu)
         assert await asked.execute("query-status") == {"status": "paused"}
         with pytest.raises(Refused):
             await asked.execute("query-block-exports")
@@ -184,6 +190,33 @@ def test_what_was_asked_before_the_incident_is_asked_once(tmp_path: Path, meanwh
         last = vm.monitor.qemu if isinstance(vm.monitor, Answers) else qemu
         assert last.asked.count("stop") == (2 if meanwhile == "let go on" else 1)
         assert qemu.asked.count("stop") == last.asked.count("stop")
+        vm.process.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("by_kernel", [True, False])
+def test_what_a_stopped_guest_does_not_change_is_asked_while_qemu_finds_out(
+    tmp_path: Path, by_kernel: bool
+) -> None:
+    """And `stop` behind it, when QEMU has, so that its own state comes first. Registers last."""
+    looks = ["query-migrate", "query-block", "query-named-block-nodes", "query-cpus-fast"]
+
+    async def main() -> None:
+        qemu = a_guest()
+        vm, steps = guest_of(tmp_path, qemu)
+        asking = asyncio.create_task(steps._ask(vm, by_kernel))
+        while not qemu.asked:
+            await asyncio.sleep(0)
+        await sent()
+        assert qemu.asked[:4] == (looks if by_kernel else ["stop", "query-status", *looks[:2]])
+        assert ("stop" in qemu.asked) is not by_kernel
+        vm.heard({"event": "STOP"})
+        asked = await asking
+        await sent()
+        assert [qemu.asked.count(what) for what in ("stop", *looks, "info network")] == [1] * 6
+        assert qemu.asked[-1] == "info registers -a"
+        await asked.aclose()
         vm.process.close()
 
     asyncio.run(main())
@@ -355,13 +388,13 @@ def test_who_gives_up_what_it_asked_can_be_ended_meanwhile(tmp_path: Path) -> No
 def test_what_came_too_late_is_asked_by_itself() -> None:
     async def main() -> None:
         qemu = Qemu(query_migrate=[MonitorError("no answer in time"), {"status": "completed"}])
-        asked = Asked(qemu, placed=True)
+        asked = ahead(qemu)
         assert await asked.execute("query-migrate") == {"status": "completed"}
         assert qemu.asked.count("query-migrate") == 2
         await asked.aclose()
         # But not of a monitor that is gone.
         qemu = Qemu(query_migrate=[MonitorError("it went away"), {}])
-        asked = Asked(qemu, placed=True)
+        asked = ahead(qemu)
         qemu.closed.set()
         with pytest.raises(MonitorError, match="went away"):
             await asked.execute("query-migrate")
@@ -456,7 +489,6 @@ def test_a_freeze_asks_for_nothing_twice(tmp_path: Path) -> None:
             patch.setattr(Process, "peek", peeked)
             patch.setattr(Process, "look", looked)
             vm, steps, incident = await to_the_release(tmp_path, qemu)
-            assert qemu.asked[0] == "stop"
             assert qemu.asked.count("qom-list") == 2
             once = [line for line in qemu.asked if line != "qom-list"]
             assert len(once) == len(set(once))

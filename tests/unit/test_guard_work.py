@@ -93,7 +93,8 @@ def test_a_guest_that_sleeps_is_stopped_through_qemu(tmp_path: Path) -> None:
         vm = vm_here()
         looks(vm)
         step = await steps_in(tmp_path, stop=10.0)._stop(vm, incident_of(vm), 1)
-        assert vm.monitor.said[:2] == ["stop", "query-status"]  # type: ignore[union-attr]
+        said = vm.monitor.said  # type: ignore[union-attr]
+        assert said[(at := said.index("stop")) : at + 2] == ["stop", "query-status"]
         assert step.facts["status"] == "paused"
         assert "monitor" not in step.facts
 
