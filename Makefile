@@ -41,8 +41,8 @@ test-debug:	## all VM tests on a kernel that finds faults (KASAN, lockdep, ...);
 	scripts/setup
 	scripts/kernel debug
 	HWERR_FUZZ_SECONDS=600 .venv/bin/python -m pytest -q -p no:cacheprovider tests/unit/test_fuzz_*.py
-	HWERR_LONG=1 HWERR_RACES=20000 HWERR_RACES_SECONDS=3600 \
-		.venv/bin/python scripts/test --no-host --cpus amd --kernels debug --timeout 7200 tests/vm/test_races.py
+	HWERR_LONG=1 HWERR_RACES=20000 HWERR_RACES_SECONDS=9000 \
+		.venv/bin/python scripts/test --no-host --cpus amd --kernels debug --timeout 12000 tests/vm/test_races.py
 	HWERR_LONG=1 HWERR_FUZZ_SECONDS=600 .venv/bin/python scripts/test --no-host --kernels debug --timeout 7200 \
 		$(NO_RACES)
 	HWERR_LONG=1 HWERR_CRASH=$$(scripts/program trixie crash) \
@@ -51,7 +51,7 @@ test-debug:	## all VM tests on a kernel that finds faults (KASAN, lockdep, ...);
 test-kcsan:	## all VM tests on a kernel that finds data races of the module (KCSAN)
 	scripts/setup
 	scripts/kernel kcsan
-	HWERR_LONG=1 HWERR_RACES=5000 HWERR_RACES_SECONDS=1800 \
+	HWERR_LONG=1 HWERR_RACES=5000 HWERR_RACES_SECONDS=5400 \
 		.venv/bin/python scripts/test --no-host --cpus amd --kernels kcsan --timeout 7200 tests/vm/test_races.py
 	HWERR_LONG=1 HWERR_FUZZ_SECONDS=300 .venv/bin/python scripts/test --no-host --kernels kcsan --timeout 7200 \
 		$(NO_RACES)

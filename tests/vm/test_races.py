@@ -455,7 +455,8 @@ def offline_cpu_restored() -> Iterator[None]:
         put(CPU1, "1")
 
 
-def races(count: int, seconds: float) -> None:
+def races(count: int, seconds: float, least: int = LEAST) -> None:
+    """`least`: so many it must be, whatever the time."""
     load_sim()
     modprobe("mce-inject")
     put(Path("/proc/sys/vm/nr_hugepages"), "24")
@@ -510,7 +511,9 @@ def races(count: int, seconds: float) -> None:
     assert not verdict.wrong, f"{len(verdict.wrong)} wrongly named, first: {verdict.wrong[0]}"
     assert not verdict.silent, f"{len(verdict.silent)} owners missed in silence, first: {verdict.silent[0]}"
     # The test did what it is for.
-    assert len(hits) >= min(count, LEAST)
+    assert len(hits) >= min(count, least), (
+        f"{len(hits)} of {count} errors in {seconds:.0f} s: set HWERR_RACES_SECONDS to more"
+    )
     assert forks_failed
     assert verdict.held >= len(hits) / 10
     # A child whose fork() has not ended is unknown: on a slow machine that is often so.
@@ -523,10 +526,11 @@ def races(count: int, seconds: float) -> None:
 
 
 @pytest.mark.amd
-@pytest.mark.timeout(7000)
+@pytest.mark.timeout(10000)
 def test_owners_while_everything_moves() -> None:
-    count = int(os.environ.get("HWERR_RACES", "1000"))
-    races(count, float(os.environ.get("HWERR_RACES_SECONDS", "40")))
+    asked = int(os.environ.get("HWERR_RACES", "0"))
+    # Who asks for a number wants all of them.
+    races(asked or 1000, float(os.environ.get("HWERR_RACES_SECONDS", "40")), asked or LEAST)
 
 
 # -- guests --------------------------------------------------------------------
