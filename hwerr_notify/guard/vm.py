@@ -134,7 +134,7 @@ REGISTERS: Question = by_hmp(_DESCRIPTION["registers"])
 
 
 def questions(placed: bool) -> list[Question]:
-    """What `describe` and `look` ask but for registers, as far as it is known before; `placed` as of `look`."""
+    """What `describe` and `look` ask but for registers, as far as known before; `placed` as of `look`."""
     lines = [*([layout.QUESTION] if placed else []), net.QUESTION]
     return [("query-cpus-fast", None), *outside.QUESTIONS, *map(by_hmp, lines)]
 
