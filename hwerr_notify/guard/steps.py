@@ -61,7 +61,7 @@ class Asked:
         self.inodes: asyncio.Task[Inodes] | None = None
 
     def ask(self, *what: Question) -> None:
-        """Returns at once. QEMU does what it is told together in this order, after what it was told before."""
+        """Returns at once. QEMU does what it is told in order, after what it was told before."""
         # Each is a task of its own, made here, so that they go out together and in this order.
         for question in what:
             self._answers[self._key(*question)] = asyncio.create_task(self._monitor.execute(*question))
