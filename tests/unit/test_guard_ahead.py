@@ -489,6 +489,8 @@ def test_a_freeze_asks_for_nothing_twice(tmp_path: Path) -> None:
             patch.setattr(Process, "peek", peeked)
             patch.setattr(Process, "look", looked)
             vm, steps, incident = await to_the_release(tmp_path, qemu)
+            stop = qemu.asked.index("stop")
+            assert qemu.asked[stop : stop + 3] == ["stop", "query-status", "info registers -a"]
             assert qemu.asked.count("qom-list") == 2
             once = [line for line in qemu.asked if line != "qom-list"]
             assert len(once) == len(set(once))
