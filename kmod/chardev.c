@@ -16,6 +16,7 @@
 #include <linux/module.h>
 #include <linux/poll.h>
 #include <linux/sched/signal.h>
+#include <linux/sched/task.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
 #include <linux/wait.h>
@@ -56,14 +57,80 @@ static int hwerr_release(struct inode *inode, struct file *file)
 	return 0;
 }
 
-/* Reader's lock held. Fills @buf with whole records; bytes, or -errno. */
-static ssize_t read_records(struct hwerr_reader *r, char __user *buf, size_t count)
+/*
+ * Has the process that a scoped file is about stay what it is until settled_end(@held), unless
+ * it may more than the file's opener might: it has executed a set-uid program, say. Who else
+ * has the file is not to learn where that has its memory, nor to stop it. Of the process itself
+ * nothing is asked. 0, -EPERM, or -EINTR if the caller is killed.
+ *
+ * An exec() gets the new memory, and closes files, before it gets the new rights;
+ * exec_update_lock is held over all of it. The leader is looked up under the lock: another thread's
+ * exec() replaces it.
+ */
+static int settled_begin(const struct file *file, struct task_struct **held)
 {
+	const struct hwerr_reader *r = file->private_data;
+	const struct cred *then = file->f_cred, *now;
+	struct task_struct *task;
+	int err = 0;
+
+	*held = NULL;
+	if (r->scope == HWERR_SCOPE_ALL || task_tgid(current) == r->pid)
+		return 0;
+	*held = get_pid_task(r->pid, PIDTYPE_TGID);
+	if (!*held)
+		return 0;
+	/* The reference keeps its signal_struct, which an exec() leaves as it is. */
+	if (down_read_killable(&(*held)->signal->exec_update_lock)) {
+		put_task_struct(*held);
+		*held = NULL;
+		return -EINTR;
+	}
+	rcu_read_lock();
+	task = pid_task(r->pid, PIDTYPE_TGID);
+	if (task) {
+		now = __task_cred(task);
+		if (!uid_eq(now->euid, then->euid) || !uid_eq(now->uid, then->uid) ||
+		    !gid_eq(now->egid, then->egid) ||
+		    !cap_issubset(now->cap_permitted, then->cap_permitted))
+			err = -EPERM;
+	}
+	rcu_read_unlock();
+	return err;
+}
+
+static void settled_end(struct task_struct *held)
+{
+	if (!held)
+		return;
+	up_read(&held->signal->exec_update_lock);
+	put_task_struct(held);
+}
+
+/* For what was found out before: it is about what the process was then. */
+static int settled(const struct file *file)
+{
+	struct task_struct *held;
+	int err = settled_begin(file, &held);
+
+	settled_end(held);
+	return err;
+}
+
+/* Reader's lock held. Fills @buf with whole records; bytes, or -errno. */
+static ssize_t read_records(struct file *file, char __user *buf, size_t count)
+{
+	struct hwerr_reader *r = file->private_data;
 	struct hwerr_record *rec = (void *)r->bounce;
 	struct hwerr_peek p;
 	size_t done = 0;
+	int err;
 
 	while (hwerr_reader_peek(r, &p, true)) {
+		/* After the copy: what is told to others was made before any exec(). */
+		err = settled(file);
+		if (err)
+			return done ?: err;
 		if (rec->len > count - done)
 			return done ?: -EINVAL;
 		if (copy_to_user(buf + done, rec, rec->len))
@@ -102,32 +169,6 @@ static int wait_for_more(struct hwerr_reader *r, u64 seen, u32 turns)
 	return err;
 }
 
-/*
- * Whether the process that a scoped file is about may more than its opener might: it has executed
- * a set-uid program, say. Who else has the file is not to learn where that has its memory, nor
- * to stop it.
- */
-static bool outgrown(const struct file *file)
-{
-	const struct hwerr_reader *r = file->private_data;
-	const struct cred *then = file->f_cred, *now;
-	struct task_struct *task;
-	bool is = false;
-
-	if (r->scope == HWERR_SCOPE_ALL || task_tgid(current) == r->pid)
-		return false;
-	rcu_read_lock();
-	task = pid_task(r->pid, PIDTYPE_TGID);
-	if (task) {
-		now = __task_cred(task);
-		is = !uid_eq(now->euid, then->euid) || !uid_eq(now->uid, then->uid) ||
-		     !gid_eq(now->egid, then->egid) ||
-		     !cap_issubset(now->cap_permitted, then->cap_permitted);
-	}
-	rcu_read_unlock();
-	return is;
-}
-
 static ssize_t hwerr_read(struct file *file, char __user *buf, size_t count, loff_t *ppos)
 {
 	struct hwerr_reader *r = file->private_data;
@@ -142,11 +183,12 @@ static ssize_t hwerr_read(struct file *file, char __user *buf, size_t count, lof
 		/* Before the look, so that what comes after it ends the wait. */
 		seen = hwerr_ring_version();
 		turns = READ_ONCE(r->turns);
-		if (outgrown(file))
-			return -EPERM;
+		err = settled(file);
+		if (err)
+			return err;
 		if (mutex_lock_interruptible(&r->lock))
 			return -ERESTARTSYS;
-		n = read_records(r, buf, count);
+		n = read_records(file, buf, count);
 		mutex_unlock(&r->lock);
 		if (n)
 			return n;
@@ -402,6 +444,7 @@ static long hwerr_ioctl(struct file *file, unsigned int cmd, unsigned long val)
 		struct hwerr_ioc_stop stop;
 		struct hwerr_ioc_guards guards;
 	} u;
+	struct task_struct *held;
 	long err;
 
 	/* The number without the size, which may differ between versions. */
@@ -444,15 +487,21 @@ static long hwerr_ioctl(struct file *file, unsigned int cmd, unsigned long val)
 		return 0;
 	case HWERR_IOC_GUARD & ~IOCSIZE_MASK:
 		err = get_arg(&u.guard, sizeof(u.guard), GUARD_SIZE_V1, cmd, arg);
-		if (!err && outgrown(file))
-			err = -EPERM;
-		return err ?: hwerr_guard_set(r, &u.guard);
+		if (err)
+			return err;
+		err = settled_begin(file, &held);
+		if (!err)
+			err = hwerr_guard_set(r, &u.guard);
+		settled_end(held);
+		return err;
 	case HWERR_IOC_STOP & ~IOCSIZE_MASK:
 		err = get_arg(&u.stop, sizeof(u.stop), STOP_SIZE_V1, cmd, arg);
-		if (!err && outgrown(file))
-			err = -EPERM;
+		if (err)
+			return err;
+		err = settled_begin(file, &held);
 		if (!err)
 			err = hwerr_guard_stop(r, &u.stop);
+		settled_end(held);
 		return err ?: put_arg(&u.stop, sizeof(u.stop), STOP_SIZE_V1, cmd, arg);
 	case HWERR_IOC_GUARDS & ~IOCSIZE_MASK:
 		err = get_arg(&u.guards, sizeof(u.guards), GUARDS_SIZE_V1, cmd, arg);

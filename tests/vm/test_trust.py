@@ -203,7 +203,7 @@ import hwerr_notify as h
 os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
 device = h.open()
 device.read_nonblocking()
-# Closed by the exec.
+# Closed by the exec, a moment before it gives the new program its rights.
 reading, writing = os.pipe()
 parent = os.getpid()
 if os.fork():
