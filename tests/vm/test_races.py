@@ -85,6 +85,11 @@ class Log:
         found = self._CLAIM.unpack_from(self._map, self._HEAD + i * self._CLAIM.size)
         return replace(Claim(*found), merges=KINDS[found[1] - 1] == "ksm")
 
+    def keepers(self, start: int, end: int) -> list[int]:
+        """Those of these claims that are a keeper's: of its last word only, which is looked at often."""
+        last = self._HEAD + self._CLAIM.size - 8
+        return [i for i in range(start, end) if any(self._map[(at := last + i * self._CLAIM.size) : at + 8])]
+
     def all(self) -> dict[int, Claim]:
         return {i: self[i] for i in range(self.used)}
 
@@ -197,7 +202,7 @@ def shoot(
     """That many errors, or as many as there is time for."""
     rng = random.Random(5)
     hits: list[Hit] = []
-    keepers: list[int] = []
+    keepers: dict[int, None] = {}
     seen = 0
     began = time.monotonic()
     deadline = began + seconds
@@ -205,12 +210,12 @@ def shoot(
     with injector.device:
         while len(hits) < count and (time.monotonic() < deadline or len(hits) < LEAST):
             used = log.used
-            keepers += [i for i in range(seen, used) if log[i].keeper]
+            keepers.update(dict.fromkeys(log.keepers(seen, used)))
             # A claim may become a keeper's a moment after it is made.
             seen = max(seen, used - 100)
             if not keepers:
                 continue
-            target = herd.aim(rng) if herd.up() and rng.random() < 0.4 else aim(log, keepers, rng)
+            target = herd.aim(rng) if herd.up() and rng.random() < 0.4 else aim(log, list(keepers), rng)
             if target is None:
                 continue
             at, va, pfn = target
