@@ -4,6 +4,7 @@
 import os
 import random
 import re
+import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -71,12 +72,15 @@ def test_each_allocation_of_a_call_fails() -> None:
 def test_allocations_of_loading_fail() -> None:
     """Some of them, chosen anew each time: there are hundreds, most of them not ours."""
     ko = os.environ["HWERR_KO"]
+    # In memory: 6.12's 9p puts a request once too often when an allocation of its read fails.
+    copy = Path(shutil.copy(ko, "/dev/shm/hwerr.ko"))
     subprocess.run(["rmmod", "hwerr"], check=True)
     try:
-        count = int(_nth("module-count", ko).split()[-1])
+        count = int(_nth("module-count", copy).split()[-1])
         seed = time.time_ns()
         chosen = sorted(random.Random(seed).sample(range(1, count), LOADS))
-        said = _nth("module", ko, *map(str, chosen))
+        said = _nth("module", copy, *map(str, chosen))
     finally:
+        copy.unlink()
         subprocess.run(["insmod", ko], check=False)
     assert "Cannot allocate memory" in said, f"none of {LOADS} failures was noticed, seed {seed}"
