@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import mmap
 import os
 import random
@@ -27,6 +28,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -133,9 +135,12 @@ def frame(pid: int, va: int) -> int | None:
 class Injector:
     """Corrected errors on pages: machine checks, and EDAC's, whose tracepoint must not sleep."""
 
+    _serials = itertools.count(1)
+    # There is one of what injects, and of each of its registers.
+    _inject = threading.Lock()
+
     def __init__(self, sources: Sources | None = None) -> None:
         self.device = hwerr_notify.open(sources=[Source.MCE, Source.EDAC])
-        self._serial = 0
         self._sources = sources
         self.unheard = 0
         root = DEBUGFS / "mce-inject"
@@ -149,16 +154,19 @@ class Injector:
         for name, value in (("status", status), ("addr", addr), ("misc", misc), ("bank", 4)):
             os.write(self._files[name], f"{value:#x}\n".encode())
 
+    def _generation(self, source: Source) -> int:
+        return self._sources.generation[source.name.lower()] if self._sources else 0
+
     def hit(self, pfn: int, source: Source) -> tuple[int, Event, int] | None:
         """(time before, event, time after); None if its source was unplugged meanwhile."""
-        self._serial += 1
-        serial = self._serial
-        generation = self._sources.generation if self._sources else 0
+        serial = next(self._serials)
+        generation = self._generation(source)
         start = time.monotonic_ns()
-        if source == Source.MCE:
-            self._mce(pfn * PAGE, serial << 32 | 2 << 6 | 12)
-        else:
-            inject.edac("ce", page=pfn, grain=PAGE, syndrome=serial)
+        with self._inject:
+            if source == Source.MCE:
+                self._mce(pfn * PAGE, serial << 32 | 2 << 6 | 12)
+            else:
+                inject.edac("ce", page=pfn, grain=PAGE, syndrome=serial)
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             for event in self.device.read(0.05):
@@ -169,7 +177,7 @@ class Injector:
                     assert event.memory is not None, f"no address: {event!r}"
                     assert event.memory.phys_addr == pfn * PAGE
                     return start, event, time.monotonic_ns()
-            if self._sources and (generation & 1 or generation != self._sources.generation):
+            if generation & 1 or generation != self._generation(source):
                 self.unheard += 1
                 return None
         raise AssertionError(f"no event of error {serial} on frame {pfn:#x} ({source.name}) within 60 s")
@@ -196,42 +204,74 @@ def names(event: Event) -> Iterator[Name]:
         yield Name(g.pid, g.hva, frame(g.pid, g.hva), True, g.gpa)
 
 
-def shoot(
-    log: Log, herd: Herd, count: int, seconds: float, sources: Sources, check: Callable[[], None]
-) -> list[Hit]:
-    """That many errors, or as many as there is time for."""
-    rng = random.Random(5)
-    hits: list[Hit] = []
-    keepers: dict[int, None] = {}
-    seen = 0
-    began = time.monotonic()
-    deadline = began + seconds
-    injector = Injector(sources)
-    with injector.device:
-        while len(hits) < count and (time.monotonic() < deadline or len(hits) < LEAST):
-            used = log.used
-            keepers.update(dict.fromkeys(log.keepers(seen, used)))
-            # A claim may become a keeper's a moment after it is made.
-            seen = max(seen, used - 100)
-            if not keepers:
-                continue
-            target = herd.aim(rng) if herd.up() and rng.random() < 0.4 else aim(log, list(keepers), rng)
-            if target is None:
-                continue
-            at, va, pfn = target
-            source = Source.EDAC if rng.random() < 0.3 else Source.MCE
-            got = injector.hit(pfn, source)
-            if got is None:
-                continue
-            start, event, end = got
-            after = frame(herd.pid(at) if at < 0 else log[at].pid, va)
-            unsure = bool(event.flags & UNSURE)
-            hits.append(Hit(start, end, at, va, pfn, after, source, tuple(names(event)), unsure))
-            check()
-            if len(hits) % 1000 == 0:
-                print(f"{len(hits)} errors after {time.monotonic() - began:.0f} s", flush=True)
-    print(f"{len(hits)} errors judged, {injector.unheard} while their source was unplugged")
-    return hits
+class Shooting:
+    """Errors from some threads: one would wait most of the time for the locks of whom it looks at."""
+
+    _THREADS = 6
+
+    def __init__(self, log: Log, herd: Herd, sources: Sources, check: Callable[[], None]) -> None:
+        self._log = log
+        self._herd = herd
+        self._sources = sources
+        self._check = check
+        self._hits: list[Hit] = []
+        self._unheard = 0
+
+    def run(self, count: int, seconds: float) -> list[Hit]:
+        """That many errors, or as many as there is time for."""
+        began = time.monotonic()
+        ending = threading.Event()
+
+        def going() -> bool:
+            more = time.monotonic() < began + seconds or len(self._hits) < LEAST
+            return len(self._hits) < count and more and not ending.is_set()
+
+        with ThreadPoolExecutor(self._THREADS) as pool:
+            threads = [pool.submit(self._shoot, n, going) for n in range(self._THREADS)]
+            said = 0
+            while wait(threads, 1, FIRST_EXCEPTION).not_done:
+                if any(t.done() and t.exception() for t in threads):
+                    ending.set()
+                if len(self._hits) >= said + 1000:
+                    said = len(self._hits)
+                    print(f"{said} errors after {time.monotonic() - began:.0f} s", flush=True)
+        for thread in threads:
+            thread.result()
+        print(f"{len(self._hits)} errors judged, {self._unheard} while their source was unplugged")
+        return self._hits
+
+    def _shoot(self, thread: int, going: Callable[[], bool]) -> None:
+        log, herd = self._log, self._herd
+        rng = random.Random(thread)
+        keepers: dict[int, None] = {}
+        seen = 0
+        injector = Injector(self._sources)
+        with injector.device:
+            while going():
+                used = log.used
+                keepers.update(dict.fromkeys(log.keepers(seen, used)))
+                # A claim may become a keeper's a moment after it is made.
+                seen = max(seen, used - 100)
+                if not keepers:
+                    continue
+                if herd.up() and rng.random() < 0.4:
+                    target = herd.aim(rng, thread, self._THREADS)
+                else:
+                    target = aim(log, list(keepers), rng)
+                if target is None:
+                    continue
+                at, va, pfn = target
+                source = Source.EDAC if rng.random() < 0.3 else Source.MCE
+                got = injector.hit(pfn, source)
+                if got is None:
+                    continue
+                start, event, end = got
+                after = frame(herd.pid(at) if at < 0 else log[at].pid, va)
+                unsure = bool(event.flags & UNSURE)
+                hit = Hit(start, end, at, va, pfn, after, source, tuple(names(event)), unsure)
+                self._hits.append(hit)
+                self._check()
+        self._unheard += injector.unheard
 
 
 # -- what moves things ---------------------------------------------------------
@@ -275,21 +315,21 @@ class Agitators:
 
 
 class Sources:
-    """Unplugs a source and plugs it in again. `generation` is odd while one is unplugged."""
+    """Unplugs a source and plugs it in again. Its generation is odd while it is unplugged."""
 
     def __init__(self, names: tuple[str, ...] = ("mce", "edac", "memory_failure", "aer", "cper")) -> None:
-        self.generation = 0
         present = SOURCES.read_text("ascii").strip().split(",")
         self._names = [n for n in names if n in present]
         assert "mce" in self._names
+        self.generation = dict.fromkeys(names, 0)
         self._rng = random.Random(6)
 
     def toggle(self) -> None:
         name = self._rng.choice(self._names)
-        self.generation += 1
+        self.generation[name] += 1
         put(SOURCES, f"-{name}")
         put(SOURCES, f"+{name}")
-        self.generation += 1
+        self.generation[name] += 1
 
 
 def read_a_little() -> None:
@@ -380,18 +420,18 @@ class Herd:
         """When no more come and go."""
         return {k: c for s in self._stays if s.pid for k, c in s.claims().items()}
 
-    def aim(self, rng: random.Random) -> tuple[int, int, int] | None:
-        """A page of a guest that is up: (claim, address, frame)."""
+    def aim(self, rng: random.Random, share: int, shares: int) -> tuple[int, int, int] | None:
+        """A page, in that share of pages, of a guest that is up: (claim, address, frame)."""
         up = self.up()
         if not up:
             return None
         stay = rng.choice(up)
-        gpa = rng.randrange(0, GUEST_MEM, PAGE)
+        gpa = rng.randrange(share * PAGE, GUEST_MEM, shares * PAGE)
         if LOW <= gpa < MIB:
             return None
         va = stay.base + gpa
-        # Only here is what was paged out brought back: not between the error and the look at it. A
-        # page that is written is no longer merged.
+        # Only here is what was paged out brought back, by who has this share: not between the error
+        # and the look at it. A page that is written is no longer merged.
         with contextlib.suppress(OSError), Path(f"/proc/{stay.pid}/mem").open("r+b", buffering=0) as memory:
             memory.seek(va + PAGE - 1)
             byte = memory.read(1)
@@ -494,7 +534,7 @@ def races(count: int, seconds: float, least: int) -> None:
         agitators.start("guests split", herd.split, 1.0)
         while not herd.one_is_up.wait(1):
             agitators.check()
-        hits = shoot(log, herd, count, seconds, sources, agitators.check)
+        hits = Shooting(log, herd, sources, agitators.check).run(count, seconds)
         agitators.check()
         # The guests have gone when the threads have ended.
         agitators.end()
