@@ -57,44 +57,49 @@ static int hwerr_release(struct inode *inode, struct file *file)
 	return 0;
 }
 
+/* Whether a process of the rights @now may more than the one of the rights @then. */
+static bool outgrew(const struct cred *now, const struct cred *then)
+{
+	return !uid_eq(now->euid, then->euid) || !uid_eq(now->uid, then->uid) ||
+	       !uid_eq(now->suid, then->suid) || !gid_eq(now->egid, then->egid) ||
+	       !gid_eq(now->gid, then->gid) || !gid_eq(now->sgid, then->sgid) ||
+	       !cap_issubset(now->cap_permitted, then->cap_permitted);
+}
+
 /*
  * Has the process that a scoped file is about stay what it is until settled_end(@held), unless
  * it may more than the file's opener might: it has executed a set-uid program, say. Who else
- * has the file is not to learn where that has its memory, nor to stop it. Of the process itself
- * nothing is asked. 0, -EPERM, or -EINTR if the caller is killed.
+ * has the file is not to learn where that has its memory, nor to stop it; nor when it has
+ * ended, what it was. Of the process itself nothing is asked.
  *
- * An exec() gets the new memory, and closes files, before it gets the new rights;
- * exec_update_lock is held over all of it. The leader is looked up under the lock: another thread's
- * exec() replaces it.
+ * 0, or -EPERM; without @wait, -EAGAIN if it is in the middle of an exec(); else -ERESTARTSYS.
+ *
+ * An exec() gets the new memory before it gets the new rights; exec_update_lock is held over
+ * both. The leader is looked up under the lock: another thread's exec() replaces it.
  */
-static int settled_begin(const struct file *file, struct task_struct **held)
+static int settled_begin(const struct file *file, bool wait, struct task_struct **held)
 {
 	const struct hwerr_reader *r = file->private_data;
-	const struct cred *then = file->f_cred, *now;
 	struct task_struct *task;
-	int err = 0;
+	int err = -EPERM;
 
 	*held = NULL;
 	if (r->scope == HWERR_SCOPE_ALL || task_tgid(current) == r->pid)
 		return 0;
-	*held = get_pid_task(r->pid, PIDTYPE_TGID);
-	if (!*held)
-		return 0;
+	task = get_pid_task(r->pid, PIDTYPE_TGID);
+	if (!task)
+		return -EPERM;
 	/* The reference keeps its signal_struct, which an exec() leaves as it is. */
-	if (down_read_killable(&(*held)->signal->exec_update_lock)) {
-		put_task_struct(*held);
-		*held = NULL;
-		return -EINTR;
+	if (wait ? down_read_interruptible(&task->signal->exec_update_lock) :
+		   !down_read_trylock(&task->signal->exec_update_lock)) {
+		put_task_struct(task);
+		return wait ? -ERESTARTSYS : -EAGAIN;
 	}
+	*held = task;
 	rcu_read_lock();
 	task = pid_task(r->pid, PIDTYPE_TGID);
-	if (task) {
-		now = __task_cred(task);
-		if (!uid_eq(now->euid, then->euid) || !uid_eq(now->uid, then->uid) ||
-		    !gid_eq(now->egid, then->egid) ||
-		    !cap_issubset(now->cap_permitted, then->cap_permitted))
-			err = -EPERM;
-	}
+	if (task && !outgrew(__task_cred(task), file->f_cred))
+		err = 0;
 	rcu_read_unlock();
 	return err;
 }
@@ -108,16 +113,16 @@ static void settled_end(struct task_struct *held)
 }
 
 /* For what was found out before: it is about what the process was then. */
-static int settled(const struct file *file)
+static int settled(const struct file *file, bool wait)
 {
 	struct task_struct *held;
-	int err = settled_begin(file, &held);
+	int err = settled_begin(file, wait, &held);
 
 	settled_end(held);
 	return err;
 }
 
-/* Reader's lock held. Fills @buf with whole records; bytes, or -errno. */
+/* Reader's lock held. Fills @buf with whole records; bytes, or -errno: -EAGAIN of settled(). */
 static ssize_t read_records(struct file *file, char __user *buf, size_t count)
 {
 	struct hwerr_reader *r = file->private_data;
@@ -128,7 +133,7 @@ static ssize_t read_records(struct file *file, char __user *buf, size_t count)
 
 	while (hwerr_reader_peek(r, &p, true)) {
 		/* After the copy: what is told to others was made before any exec(). */
-		err = settled(file);
+		err = settled(file, false);
 		if (err)
 			return done ?: err;
 		if (rec->len > count - done)
@@ -172,6 +177,7 @@ static int wait_for_more(struct hwerr_reader *r, u64 seen, u32 turns)
 static ssize_t hwerr_read(struct file *file, char __user *buf, size_t count, loff_t *ppos)
 {
 	struct hwerr_reader *r = file->private_data;
+	bool wait;
 	ssize_t n;
 	u64 seen;
 	u32 turns;
@@ -180,19 +186,23 @@ static ssize_t hwerr_read(struct file *file, char __user *buf, size_t count, lof
 	if (count < sizeof(struct hwerr_record))
 		return -EINVAL;
 	for (;;) {
+		wait = !(READ_ONCE(file->f_flags) & O_NONBLOCK);
 		/* Before the look, so that what comes after it ends the wait. */
 		seen = hwerr_ring_version();
 		turns = READ_ONCE(r->turns);
-		err = settled(file);
+		err = settled(file, wait);
 		if (err)
 			return err;
 		if (mutex_lock_interruptible(&r->lock))
 			return -ERESTARTSYS;
 		n = read_records(file, buf, count);
 		mutex_unlock(&r->lock);
+		/* Whose exec() began meanwhile is waited for above. */
+		if (n == -EAGAIN && wait)
+			continue;
 		if (n)
 			return n;
-		if (READ_ONCE(file->f_flags) & O_NONBLOCK)
+		if (!wait)
 			return -EAGAIN;
 		err = wait_for_more(r, seen, turns);
 		if (err)
@@ -489,7 +499,7 @@ static long hwerr_ioctl(struct file *file, unsigned int cmd, unsigned long val)
 		err = get_arg(&u.guard, sizeof(u.guard), GUARD_SIZE_V1, cmd, arg);
 		if (err)
 			return err;
-		err = settled_begin(file, &held);
+		err = settled_begin(file, true, &held);
 		if (!err)
 			err = hwerr_guard_set(r, &u.guard);
 		settled_end(held);
@@ -498,7 +508,7 @@ static long hwerr_ioctl(struct file *file, unsigned int cmd, unsigned long val)
 		err = get_arg(&u.stop, sizeof(u.stop), STOP_SIZE_V1, cmd, arg);
 		if (err)
 			return err;
-		err = settled_begin(file, &held);
+		err = settled_begin(file, true, &held);
 		if (!err)
 			err = hwerr_guard_stop(r, &u.stop);
 		settled_end(held);

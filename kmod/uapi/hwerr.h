@@ -60,8 +60,11 @@
  * that inherited it, so open it after daemon(3). Records whose owners could not be
  * determined are not among them. A file that a privileged process passes on
  * keeps that process's scope and rights. While the opener's process may more than the
- * opener might (it has executed a set-uid program, say), others who have the file
- * get EPERM from read(2), HWERR_IOC_GUARD and HWERR_IOC_STOP. Of a record that hits it, the reader
+ * opener might (it has executed a set-uid program, say), and when it has ended, others who
+ * have the file get EPERM from read(2), HWERR_IOC_GUARD and HWERR_IOC_STOP. While it is in
+ * the middle of an execve(2), they wait, or get EAGAIN (O_NONBLOCK).
+ *
+ * Of a record that hits the opener's process, a reader of that scope
  * sees the header, the PCI and VCPU info and its own GUEST and TASK infos;
  * @cpu is -1, HWERR_F_REDACTED is set and no host-physical address is in it (nor
  * another process's STOP info; the header log of PCI).

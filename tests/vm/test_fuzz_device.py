@@ -81,6 +81,6 @@ def test_allocations_of_loading_fail() -> None:
         chosen = sorted(random.Random(seed).sample(range(1, count), LOADS))
         said = _nth("module", copy, *map(str, chosen))
     finally:
-        copy.unlink()
         subprocess.run(["insmod", ko], check=False)
+        copy.unlink()
     assert "Cannot allocate memory" in said, f"none of {LOADS} failures was noticed, seed {seed}"

@@ -160,9 +160,9 @@ class Injector:
     def hit(self, pfn: int, source: Source) -> tuple[int, Event, int] | None:
         """(time before, event, time after); None if its source was unplugged meanwhile."""
         serial = next(self._serials)
-        generation = self._generation(source)
-        start = time.monotonic_ns()
         with self._inject:
+            generation = self._generation(source)
+            start = time.monotonic_ns()
             if source == Source.MCE:
                 self._mce(pfn * PAGE, serial << 32 | 2 << 6 | 12)
             else:
@@ -215,7 +215,6 @@ class Shooting:
         self._sources = sources
         self._check = check
         self._hits: list[Hit] = []
-        self._unheard = 0
 
     def run(self, count: int, seconds: float) -> list[Hit]:
         """That many errors, or as many as there is time for."""
@@ -229,18 +228,24 @@ class Shooting:
         with ThreadPoolExecutor(self._THREADS) as pool:
             threads = [pool.submit(self._shoot, n, going) for n in range(self._THREADS)]
             said = 0
-            while wait(threads, 1, FIRST_EXCEPTION).not_done:
-                if any(t.done() and t.exception() for t in threads):
-                    ending.set()
-                if len(self._hits) >= said + 1000:
-                    said = len(self._hits)
-                    print(f"{said} errors after {time.monotonic() - began:.0f} s", flush=True)
-        for thread in threads:
-            thread.result()
-        print(f"{len(self._hits)} errors judged, {self._unheard} while their source was unplugged")
+            try:
+                while wait(threads, 1, FIRST_EXCEPTION).not_done:
+                    self._check()
+                    for thread in threads:
+                        if thread.done():
+                            thread.result()
+                    if len(self._hits) >= said + 1000:
+                        said = len(self._hits)
+                        print(f"{said} errors after {time.monotonic() - began:.0f} s", flush=True)
+            finally:
+                ending.set()
+        unheard = sum(thread.result() for thread in threads)
+        print(f"{len(self._hits)} errors judged, {unheard} while their source was unplugged")
+        assert unheard <= len(self._hits) / 2
         return self._hits
 
-    def _shoot(self, thread: int, going: Callable[[], bool]) -> None:
+    def _shoot(self, thread: int, going: Callable[[], bool]) -> int:
+        """Until that is over; how many errors were not heard."""
         log, herd = self._log, self._herd
         rng = random.Random(thread)
         keepers: dict[int, None] = {}
@@ -270,8 +275,7 @@ class Shooting:
                 unsure = bool(event.flags & UNSURE)
                 hit = Hit(start, end, at, va, pfn, after, source, tuple(names(event)), unsure)
                 self._hits.append(hit)
-                self._check()
-        self._unheard += injector.unheard
+        return injector.unheard
 
 
 # -- what moves things ---------------------------------------------------------

@@ -196,21 +196,21 @@ def test_a_user_namespace_gives_no_right(publisher: h.Device) -> None:
     assert "PermissionError" in err
 
 
-# A process that opens the device and becomes another program; its child keeps the file.
+# A process that opens the device and becomes another program; its child keeps the file, and acts
+# as soon as that program has its name: which is when it has its memory, and not yet its rights.
 BECOMES = """
 import os, sys
 import hwerr_notify as h
 os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
 device = h.open()
 device.read_nonblocking()
-# Closed by the exec, a moment before it gives the new program its rights.
-reading, writing = os.pipe()
 parent = os.getpid()
 if os.fork():
     os.execv(sys.argv[1], [sys.argv[1], "1000"])
-os.close(writing)
-os.read(reading, 1)
 fd = os.pidfd_open(parent)
+comm = os.open(f"/proc/{parent}/comm", os.O_RDONLY)
+while os.pread(comm, 16, 0).strip() != b"sleep":
+    pass
 arm = lambda: device.guard(fd, h.Severity.FATAL, keep=True)
 for act in (device.read_nonblocking, arm, lambda: device.stop(fd)):
     try:
@@ -246,6 +246,50 @@ def test_a_set_uid_program_is_not_its_callers(mode: int, said: list[str]) -> Non
     finally:
         subprocess.run(["umount", "-l", home], check=True)
         home.rmdir()
+
+
+# A process that opens the device and ends when it is told to; its child keeps the file.
+ENDS = """
+import os, sys
+import hwerr_notify as h
+os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
+device = h.open()
+fd = os.pidfd_open(os.getpid())
+device.guard(fd, h.Severity.FATAL)
+if os.fork():
+    print(device.guards()[0].start_ns, flush=True)
+    sys.stdin.readline()
+    os._exit(0)
+print(len(device.read(60)), flush=True)
+sys.stdin.readline()
+for act in (device.read_nonblocking, lambda: device.guard(fd, h.Severity.FATAL), lambda: device.stop(fd)):
+    try:
+        act()
+        print("done", flush=True)
+    except OSError as error:
+        print(type(error).__name__, flush=True)
+"""
+
+
+def test_who_is_left_with_a_file_learns_nothing(publisher: h.Device) -> None:
+    """What hit a process that has ended may have hit it when it was more than its opener."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", ENDS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    said = iter(process.stdout.readline, "")
+    task = h.Task(process.pid, start_ns=int(next(said)), comm="python")
+    record = h.build(task, severity=h.Severity.FATAL)
+    publisher.publish(record)
+    assert next(said) == "1\n"
+    publisher.publish(record)
+    process.stdin.write("\n")
+    process.stdin.flush()
+    assert process.wait(LIMIT) == 0
+    process.stdin.close()
+    assert list(said) == ["PermissionError\n"] * 3
+    process.stdout.close()
 
 
 def test_hwerr_guard_is_roots(tmp_path: Path) -> None:
