@@ -275,7 +275,8 @@ class Device:
     def read(self, timeout: float | None = None) -> list[Event]:
         """Waits until there is something, at most `timeout` seconds; [] if nothing came.
 
-        None waits for ever, unless the device was opened with `nonblock`.
+        None waits for ever, unless the device was opened with `nonblock`. PermissionError if another
+        process opened it, for its own errors, which has ended, or may more than it might then.
         """
         if timeout is None and self._nonblock:
             timeout = 0
