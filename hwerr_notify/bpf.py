@@ -361,6 +361,13 @@ _SIZES = {_MAP: (_KEY_SIZE, _SEAL_SIZE), _KEPT_OUT: (16, 8)}
 _DEVICES, _SOCKETS = 0, 1
 
 
+def _status(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except OSError:
+        return None
+
+
 def start_of(tgid: int) -> int:
     """When the process started: CLOCK_BOOTTIME, ns, rounded down to 10 ms. ProcessLookupError if gone."""
     try:
@@ -422,10 +429,11 @@ class SealState:
 class Seal:
     """The seal as it is in the kernel. A context manager; closing it unseals nobody."""
 
-    def __init__(self, seals: Map, kept_out: Map) -> None:
+    def __init__(self, seals: Map, kept_out: Map, pins: dict[Path, os.stat_result | None]) -> None:
         """Use `load()` or `open_pinned()`."""
         self._map = seals
         self._kept_out = kept_out
+        self._pins = pins
 
     @staticmethod
     def available(pin_dir: Path = PIN_DIR) -> str | None:
@@ -498,9 +506,10 @@ class Seal:
         _library()
         if not (pin_dir / next(iter(_PROGRAMS))).exists():
             raise FileNotFoundError(errno.ENOENT, "the seal is not loaded", str(pin_dir))
+        pins = {pin_dir / name: _status(pin_dir / name) for name in (*_PROGRAMS, *_SIZES)}
         seals = cls._open_map(pin_dir, _MAP)
         try:
-            seal = cls(seals, cls._open_map(pin_dir, _KEPT_OUT))
+            seal = cls(seals, cls._open_map(pin_dir, _KEPT_OUT), pins)
         except BaseException:
             seals.close()
             raise
@@ -522,6 +531,34 @@ class Seal:
     def close(self) -> None:
         self._map.close()
         self._kept_out.close()
+
+    def in_force(self) -> bool:
+        """Whether all that was pinned when this was opened still is: with its pin a program goes, too."""
+        for path, before in self._pins.items():
+            now = _status(path)
+            if (now is None) != (before is None) or (now and before and not os.path.samestat(now, before)):
+                return False
+        return True
+
+    def renewed(self) -> Seal:
+        """This one, if it is in force; else one that is, with all that was sealed here. BpfError as `load()`.
+
+        Somebody may have unmounted the file system of its pins, or removed them.
+        """
+        if self.in_force():
+            return self
+        fresh = Seal.load(next(iter(self._pins)).parent)
+        try:
+            # What is refused first, then to whom.
+            for old, new in ((self._kept_out, fresh._kept_out), (self._map, fresh._map)):
+                for key in old:
+                    with contextlib.suppress(FileExistsError, KeyError):
+                        new.set(key, old[key], new=True)
+        except BaseException:
+            fresh.close()
+            raise
+        self.close()
+        return fresh
 
     def prove(self) -> None:
         """Seals this process for a moment and tries: BpfError if it was not refused.

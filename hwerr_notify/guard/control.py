@@ -152,13 +152,15 @@ class Control:
         incident = guard.incidents.get(vm.incident or "")
         if incident is None or incident.state not in ("frozen", "failed"):
             raise GuardError(f"{name} is {guard.state(vm)}: only a frozen VM can be dumped")
-        if vm.work is None or vm.work.done():
-            vm.work = guard.spawn(guard.dump(vm))
-        while not vm.work.done():
+        before = incident.steps.get("keep")
+        while (step := guard.incidents[incident.id].steps.get("keep")) is before or not vm.idle:
+            # What is being done for its incident may be a dump, or the cluster is being told.
+            if vm.work is None or vm.work.done():
+                vm.work = guard.spawn(guard.dump(vm))
             done, _ = await asyncio.wait([vm.work], timeout=0.5)
             if not done and vm.progress:
                 yield {"progress": list(vm.progress)}
-        step = guard.incidents[incident.id].steps["keep"]
+        assert step is not None
         if step.state == "failed":
             raise GuardError(step.detail)
         yield guard.incidents[incident.id].dump

@@ -531,16 +531,26 @@ class Guard:
         if policy.front and vm.key not in self.fronts:
             await self._start_front(vm)
         log.info("VM %s (process %d): guarded", vm.name, vm.process.pid)
-        # What happened before anybody listened.
-        status = await vm.status()
+        await self._unheard(vm)
+        return vm
+
+    async def _unheard(self, vm: Vm) -> None:
+        """What happened while nobody listened. MonitorError."""
+        monitor = vm.need_monitor()
+        status = await vm.status(monitor)
         if status not in ("running", "inmigrate", "suspended"):
             vm.halted.set()
         if status == "io-error" and not await _io_failed(monitor):
             # Out of space, say: QEMU goes on when it is told to, as nothing is broken.
-            return vm
+            return
         if vm.incident is None and status in ("internal-error", "guest-panicked", "io-error"):
             self._found_stopped(vm, status)
-        return vm
+
+    async def look_again(self, vm: Vm) -> None:
+        """At one whose events may have been lost, while its monitor is there."""
+        # Without it there is none to ask, and it is asked when there is.
+        with suppress(MonitorError):
+            await self._unheard(vm)
 
     def _arm(self, vm: Vm) -> None:
         severity = vm.policy.freeze_severity
@@ -1098,7 +1108,9 @@ class Guard:
         # A disk that does not answer is not waited for.
         saved = asyncio.ensure_future(self._put(incident)) if untold else None
         _, refused = await asyncio.gather(
-            self._tell("failed", vm, incident, **more), self._push_failed(vm, incident.id)
+            self._tell("failed", vm, incident, **more),
+            # What was FROZEN may run elsewhere: that one is not to be taken for it.
+            self._push_failed(vm, incident.id, late=bool(incident.frozen_ns)),
         )
         if saved is not None:
             await saved

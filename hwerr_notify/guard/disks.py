@@ -41,7 +41,11 @@ class Released:
     how: str
 
 
-_RUNS = frozenset({"setup", "active", "pre-switchover", "device", "wait-unplug", "postcopy-active"})
+# migration/migration.c of QEMU: what goes on, or waits to.
+_RUNS = frozenset(
+    {"setup", "active", "pre-switchover", "device", "wait-unplug", "postcopy-device", "postcopy-active",
+     "postcopy-paused", "postcopy-recover", "postcopy-recover-setup", "colo", "cancelling"}
+)  # fmt: skip
 _Found = tuple[list[dict[str, Any]], list[dict[str, Any]]]
 
 
@@ -75,13 +79,16 @@ async def _look(monitor: Monitor, asked: list[Any] | None) -> _Found:
         _may_refuse(monitor, "block-export-del", {"id": export["id"], "mode": "hard"})
         for export in answer(exports, list, "query-block-exports")
     ]
-    if answer(migration, dict, "query-migrate").get("status") in _RUNS:
+    migrates = answer(migration, dict, "query-migrate").get("status") in _RUNS
+    if migrates:
         ends.append(_may_refuse(monitor, "migrate_cancel", {}))
     if ends:
         # Its exports go with the server.
         ends.append(_may_refuse(monitor, "nbd-server-stop", {}))
         await together(*ends)
         await _ended(monitor)
+        if migrates:
+            await _stays(monitor)
         found = await together(*(monitor.execute(*question) for question in _BLOCKS))
     blocks, nodes = found
     return answer(blocks, list, "query-block"), answer(nodes, list, "query-named-block-nodes")
@@ -94,6 +101,20 @@ async def _ended(monitor: Monitor) -> None:
         async with asyncio.timeout(_END_WITHIN):
             while any(await together(*(monitor.execute(*question) for question in _USERS))):
                 await asyncio.sleep(0.01)
+
+
+async def _stays(monitor: Monitor) -> None:
+    """When a migration that was told to end has: Fault if the guest has gone, or may yet."""
+    status: Any = None
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_END_WITHIN):
+            while True:
+                status = answer(await monitor.execute("query-migrate"), dict, "query-migrate").get("status")
+                if status not in _RUNS:
+                    break
+                await asyncio.sleep(0.01)
+    if status not in ("cancelled", "failed", "none", None):
+        raise Fault(f"its guest migrates, and may run elsewhere ({status})")
 
 
 def _theirs(nodes: Any) -> list[dict[str, Any]]:

@@ -224,6 +224,7 @@ class Libvirt:
                 self.guard.unreachable.pop(self.uri, None)
                 wait = _RETRY_FIRST
                 domains = [self._appeared(name, uuid) for name, uuid in running]
+                self._nothing_was_heard()
                 first = [d.tried.wait() for d in domains if d is not None]
                 self.guard.spawn(self._all_tried(first))
                 await lost.wait()
@@ -274,6 +275,13 @@ class Libvirt:
             libvirt_qemu.qemuMonitorEventRegister(connection, None, name, on_qemu, None)
         active = connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
         return [(domain.name(), domain.UUIDString()) for domain in active]
+
+    def _nothing_was_heard(self) -> None:
+        """Since the connection before this one was lost."""
+        for vm in self.guard.vms.values():
+            if vm.where == self.uri:
+                vm.missed()
+                self.guard.spawn(self.guard.look_again(vm))
 
     def _event(self, uuid: str, name: str, data: str) -> None:
         vm = next((v for v in self.guard.vms.values() if v.uuid == uuid), None)

@@ -231,6 +231,8 @@ class QmpMonitor:
             raise MonitorError(f"QEMU did not answer {command} within {limit:g} s") from None
         except (ExecInterruptedError, StateError, QMPError, OSError) as error:
             self.closed.set()
+            # QEMU serves one client: who talks nonsense must be free to be asked anew.
+            self._tasks.append(asyncio.create_task(self._disconnect()))
             raise MonitorError(f"QEMU's monitor went away during {command} ({error})") from None
 
     async def aclose(self) -> None:

@@ -91,14 +91,16 @@ async def _release_backend(monitor: Monitor, name: str) -> bool:
     return True
 
 
-def _set_down(names: list[str]) -> tuple[list[str], list[str]]:
-    """In the namespace of the thread that calls: those that were still there, and what failed."""
+def _set_down(names: list[str]) -> tuple[dict[str, int], list[str]]:
+    """In the namespace of the thread that calls: those that were still there, with their index, and what
+    failed."""
     try:
         from pyroute2 import IPRoute, NetlinkError
     except ImportError as error:
         raise Fault(f"taps cannot be taken down: {error}: install the Python package pyroute2") from None
 
-    changed, failed = [], []
+    changed: dict[str, int] = {}
+    failed = []
     with IPRoute() as ip:
         for name in names:
             found = ip.link_lookup(ifname=name)
@@ -116,22 +118,24 @@ def _set_down(names: list[str]) -> tuple[list[str], list[str]]:
                     if error.code != errno.ENODEV:
                         failed.append(f"tap {name}: {os.strerror(error.code)}")
                     continue
-            changed.append(name)
+            changed[name] = found[0]
     return changed, failed
 
 
-def release_taps(taps: list[str], pid: int) -> list[str]:
-    """Off their bridge and down, each in its namespace; those that were still there. Blocks. Fault.
+def release_taps(taps: list[str], pid: int) -> dict[str, int]:
+    """Off their bridge and down, each in its namespace; those that were still there, each with the index
+    that no other interface of that namespace gets. Blocks. Fault.
 
     `pid`: the process that has them.
     """
-    changed, failed = [], []
+    changed: dict[str, int] = {}
+    failed = []
     for namespace, names in _by_namespace(taps).items():
         try:
             done, why = netns.inside(namespace, pid, functools.partial(_set_down, names))
         except Fault as error:
-            done, why = [], [f"tap {', '.join(names)}: {error}"]
-        changed += [str(Tap(name, namespace)) for name in done]
+            done, why = {}, [f"tap {', '.join(names)}: {error}"]
+        changed |= {str(Tap(name, namespace)): index for name, index in done.items()}
         failed += why
     if failed:
         raise Fault("; ".join(failed))
@@ -145,8 +149,8 @@ def _by_namespace(taps: list[str]) -> dict[str | None, list[str]]:
     return found
 
 
-def tap_states(taps: list[str], pid: int) -> dict[str, dict[str, bool]]:
-    """Whether each interface is up and on a bridge, of those that there are. Blocks. Fault."""
+def tap_states(taps: list[str], pid: int) -> dict[str, dict[str, int]]:
+    """Whether each interface is up and on a bridge, and its index, of those that there are. Blocks. Fault."""
     found = {}
     for namespace, names in _by_namespace(taps).items():
         look = _state if namespace is None else _state_elsewhere
@@ -155,22 +159,23 @@ def tap_states(taps: list[str], pid: int) -> dict[str, dict[str, bool]]:
     return found
 
 
-def _states(names: list[str], look: Callable[[str], dict[str, bool] | None]) -> dict[str, dict[str, bool]]:
+def _states(names: list[str], look: Callable[[str], dict[str, int] | None]) -> dict[str, dict[str, int]]:
     states = {name: look(name) for name in names}
     return {name: state for name, state in states.items() if state is not None}
 
 
-def _state(name: str) -> dict[str, bool] | None:
+def _state(name: str) -> dict[str, int] | None:
     link = Path("/sys/class/net") / name
     try:
         flags = int((link / "flags").read_text("ascii"), 16)
+        index = int((link / "ifindex").read_text("ascii"))
     except FileNotFoundError:
         return None
     # Open vSwitch has it as a master, too: what is on that and down carries nothing.
-    return {"up": bool(flags & _IFF_UP), "bridged": (link / "brport").exists()}
+    return {"up": bool(flags & _IFF_UP), "bridged": (link / "brport").exists(), "index": index}
 
 
-def _state_elsewhere(name: str) -> dict[str, bool] | None:
+def _state_elsewhere(name: str) -> dict[str, int] | None:
     """Of the namespace of the thread that calls. What is mounted at /sys shows another's."""
     from pyroute2 import IPRoute
 
@@ -178,7 +183,7 @@ def _state_elsewhere(name: str) -> dict[str, bool] | None:
         for index in ip.link_lookup(ifname=name):
             for link in ip.get_links(index):
                 kind = link.get_nested("IFLA_LINKINFO", "IFLA_INFO_SLAVE_KIND")
-                return {"up": bool(link["flags"] & _IFF_UP), "bridged": kind == "bridge"}
+                return {"up": bool(link["flags"] & _IFF_UP), "bridged": kind == "bridge", "index": index}
     return None
 
 

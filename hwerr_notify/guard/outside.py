@@ -26,9 +26,11 @@ __all__ = ["QUESTIONS", "Given", "connected", "devices", "given", "nothing_else"
 
 # hw/virtio, hw/scsi, hw/display, hw/remote, hw/vfio-user of QEMU: whose other half is not in it. A network's
 # is a backend's, and goes with it; a vsock's worker is stopped with the guest, and the seal does not let it
-# begin again.
+# begin again. And memory that is a file others may have too: what the guest wrote is in its mapping, and goes
+# there when the kernel likes.
 _DEVICE = re.compile(
-    r"child<(vhost-user-[a-z0-9]+|vhost-scsi|vhost-vdpa-device|vfio-user-pci|x-pci-proxy-dev)"
+    r"child<(vhost-user-[a-z0-9]+|vhost-scsi|vhost-vdpa-device|vfio-user-pci|x-pci-proxy-dev|"
+    r"nvdimm|virtio-pmem)"
 )
 
 # block/: protocols that are spoken over a connection, and libblkio's drivers, which are no files.

@@ -133,8 +133,8 @@ class Sealer:
             self._lsm = None
 
     def refusals(self, process: Process) -> int | None:
-        """How often KVM_RUN was refused to it; None if it is not sealed by the LSM program."""
-        if self._lsm is None:
+        """How often KVM_RUN was refused to it; None if it is not sealed by an LSM program in force."""
+        if self._lsm is None or not self._lsm.in_force():
             return None
         entry = self._lsm.state(process.pid)
         if entry is None:
@@ -180,24 +180,33 @@ class Sealer:
                 why = error.strerror or str(error)
         fault_point("inside-seal")
         if whole or not by_lsm:
-            try:
-                await asyncio.to_thread(self.freezer.freeze, process, limit)
-                fault_point("after-freezer")
-            except Fault as error:
-                reason = f"KVM_RUN is not refused ({why}), and " if why else ""
-                raise Fault(f"{reason}the process cannot be frozen: {error}") from None
+            await self._freeze(process, limit, f"KVM_RUN is not refused ({why})" if why else "")
         if by_lsm:
             looked = looked or asyncio.create_task(
                 asyncio.to_thread(inodes, process.pid, images, tuple(given))
             )
             how = "KVM_RUN, its disks and connecting refused"
-            how += await self._keep_out(process, looked, limit / 2, with_images)
+            let_in = await self._keep_out(process, looked, limit / 2, with_images)
+            if let_in and not whole:
+                # It may open them by other names, if it is told to: then nobody may tell it anything.
+                await self._freeze(process, limit / 2, f"its disks are not refused ({let_in})")
+                whole = True
+            how += f" ({let_in})" if let_in else ""
             return Sealed(False, whole, how + (", process frozen" if whole else ""))
         return Sealed(True, True, f"process frozen by cgroup; KVM_RUN is not refused: {why}")
+
+    async def _freeze(self, process: Process, limit: float, why: str) -> None:
+        """The whole process, because of that. Fault."""
+        try:
+            await asyncio.to_thread(self.freezer.freeze, process, limit)
+            fault_point("after-freezer")
+        except Fault as error:
+            raise Fault(f"{why + ', and ' if why else ''}the process cannot be frozen: {error}") from None
 
     def _seal_by_lsm(self, process: Process, looked: asyncio.Task[Inodes] | None) -> bool:
         """Whether with its images, too, because they are known already. OSError if it is not sealed."""
         assert self._lsm is not None
+        self._lsm = self._lsm.renewed()
         if looked is not None and looked.done():
             # There may be no room for them, and the look may have failed: it is sealed all the same.
             with suppress(Exception, asyncio.CancelledError):
@@ -209,7 +218,7 @@ class Sealer:
     async def _keep_out(
         self, process: Process, looked: asyncio.Task[Inodes], limit: float, done: bool
     ) -> str:
-        """From its images, by their inodes; of which not, for people. The guest is sealed in any case."""
+        """From its images, by their inodes; of which not, for people, else "". It is sealed in any case."""
         assert self._lsm is not None
         try:
             async with asyncio.timeout(limit):
@@ -217,8 +226,8 @@ class Sealer:
             if not done:
                 self._lsm.seal(process.pid, process.start_ns, files)
         except (OSError, TimeoutError) as error:
-            return f" (devices only: {error if str(error) else 'its images do not answer'})"
-        return f" (but for {', '.join(unknown)})" if unknown else ""
+            return f"devices only: {error if str(error) else 'its images do not answer'}"
+        return f"but for {', '.join(unknown)}" if unknown else ""
 
     def holds(self, process: Process, sealed: dict[str, Any]) -> bool:
         """Whether what `seal` did is still in force; `sealed` are its facts."""

@@ -192,6 +192,8 @@ class Steps:
         self._early: dict[str, asyncio.Task[Asked]] = {}
         # What is to be written before an incident is saved the next time.
         self._first: dict[str, Callable[[], None]] = {}
+        # Of which something may have been released.
+        self._releasing: set[str] = set()
 
     def ask_early(self, vm: Vm) -> asyncio.Task[Asked] | None:
         """Begins with a guest that the kernel has stopped before its incident is noted, which is to be given
@@ -418,7 +420,9 @@ class Steps:
             self.kernel.stop(vm.process)
             return Step("done", began, time.time_ns(), "frozen already, with its process")
         if not incident.done("release"):
-            # An earlier try may have had no other seal, and what is to be released must answer.
+            # An earlier try may have had no other seal, and what is to be released must answer. Its vCPUs
+            # must not: a `cont` may wait for it in a socket.
+            self.kernel.stop(vm.process)
             self.sealer.freezer.thaw(vm.process)
         # Again, if it was stopped already: somebody may have let it go on since.
         stopped = self.kernel.stop(vm.process)
@@ -547,11 +551,14 @@ class Steps:
         asked = self._asked_of(vm, incident)
         monitor = asked or vm.need_monitor()
         taps = asked.taps if asked else None
+        released = incident.id in self._releasing
         vm.machine, said, status = await together(
-            look(monitor, vm.process, vm.machine, placed=vm.placed, taps=taps),
+            look(monitor, vm.process, vm.machine, placed=vm.placed, taps=taps, released=released),
             describe(monitor),
             vm.status(monitor),
         )
+        if status == "postmigrate" and not released:
+            raise Fault("its guest has migrated, and may run elsewhere")
         # Known, unless its monitor was not connected since the daemon began.
         await vm.ask_once()
         record = {
@@ -586,6 +593,7 @@ class Steps:
         of_network = asked.answers(net.QUESTIONS) if asked else None
         of_disks = asked.answers(disks.QUESTIONS) if asked else None
         images = frozenset(vm.machine.images)
+        self._releasing.add(incident.id)
         poisoned = bool(incident.poison)
         jobs = (
             asyncio.create_task(disks.release(monitor, images, of_disks, poisoned=poisoned)),
@@ -596,7 +604,10 @@ class Steps:
         _, backends, (devices, taps), released = await whatever_fails(*jobs, self._see_released(vm, *jobs))
         fault_point("inside-release")
         await self.hooks(vm, incident)
-        facts = {"detached": released.detached, "backends": backends, "taps": taps, "devices": devices}
+        facts = {
+            "detached": released.detached, "backends": backends, "taps": list(taps), "links": taps,
+            "devices": devices,
+        }  # fmt: skip
         parts = [f"disks {released.how}"]
         parts += (
             [f"network {', '.join(vm.machine.taps) or 'backends'} off"] if backends or vm.machine.taps else []
@@ -605,15 +616,15 @@ class Steps:
         return Step("done", began, time.time_ns(), "; ".join(parts), facts)
 
     @staticmethod
-    async def _release_of_host(vm: Vm, asked: Asked | None) -> tuple[list[str], list[str]]:
-        """Devices and taps, of which the host takes care while QEMU does its part. Fault.
+    async def _release_of_host(vm: Vm, asked: Asked | None) -> tuple[list[str], dict[str, int]]:
+        """Devices, and taps as of `net.release_taps()`; the host does it while QEMU does its part. Fault.
 
         And Fault if there are devices that are not released.
         """
         machine = vm.machine
         seen = asked.files if asked else None
 
-        def release() -> tuple[list[str], list[str]]:
+        def release() -> tuple[list[str], dict[str, int]]:
             def files() -> list[str]:
                 return vm.process.names() if seen is None else seen
 
@@ -672,11 +683,13 @@ class Steps:
         return await asyncio.to_thread(see)
 
     @staticmethod
-    def _network_is_gone(vm: Vm, seen: Look) -> None:
-        """Fault if not. Blocks."""
+    def _network_is_gone(vm: Vm, seen: Look, links: dict[str, int] | None = None) -> None:
+        """Fault if not. Blocks. `links`: those that were its own; another of the same name is another's."""
         if still := seen.taps:
             raise Fault(f"QEMU says its network is gone, and holds {', '.join(still)}")
         for tap, state in net.tap_states(list(vm.machine.taps), vm.process.pid).items():
+            if links is not None and links.get(tap) != state["index"]:
+                continue
             if state["up"] or state["bridged"]:
                 raise Fault(
                     f"{tap} is {'up' if state['up'] else 'on a bridge'} again: something else sets it"
@@ -758,10 +771,13 @@ class Steps:
         # Once more: the seal bars a vCPU that begins KVM_RUN, not one that is within it, asleep or because
         # somebody has let it go on before the seal.
         stopped = not isinstance(self.kernel.stop(vm.process), str)
-        detached = bool(incident.steps["release"].facts.get("detached"))
+        facts = incident.steps["release"].facts
+        detached = bool(facts.get("detached"))
+        # Not in what an earlier release has saved.
+        links = facts.get("links")
 
         def look() -> None:
-            self._released(vm, detached)
+            self._released(vm, detached, links)
             # Last: of a process that has ended nothing is seen, and all looks well.
             if not vm.process.alive():
                 raise Fault("QEMU has ended")
@@ -769,7 +785,7 @@ class Steps:
 
         await self._out_of_guest(vm, stopped=stopped, sealed=True, then=look)
 
-    def _released(self, vm: Vm, detached: bool) -> None:
+    def _released(self, vm: Vm, detached: bool, links: dict[str, int] | None) -> None:
         machine = vm.machine
         seen = vm.process.look(connections=detached and bool(machine.remotes))
         held = disks.still_held(vm.process, frozenset(machine.images), machine.given, seen)
@@ -778,7 +794,7 @@ class Steps:
         if detached:
             self._disconnected(vm, seen, "QEMU has taken back")
         outside.nothing_else(seen.devices, machine.devices)
-        self._network_is_gone(vm, seen)
+        self._network_is_gone(vm, seen, links)
         net.dma_is_stopped(seen.devices)
 
     # -- keep ----------------------------------------------------------------

@@ -73,11 +73,13 @@ async def look(
     *,
     placed: bool = False,
     taps: list[str] | None = None,
+    released: bool = False,
 ) -> Machine:
-    """Asks QEMU and the kernel. What `before` knew of disks and taps stays known. MonitorError.
+    """Asks QEMU and the kernel. What `before` knew of disks stays known. MonitorError.
 
     `placed`: nothing was taken from the guest since `before`, so that memory of which it knows is where it
-    was. `taps`: of a look just now.
+    was. `taps`: of a look just now. `released`: some may have been taken from it by the guard since `before`;
+    else the name of one that it has no more may be another VM's by now.
     """
     said_cpus, said_nodes, devices, ranges, (seen_taps, kvm) = await together(
         monitor.execute("query-cpus-fast"),
@@ -100,7 +102,7 @@ async def look(
         kvm=kvm,
         tids=tids,
         images=tuple(sorted(images | set(known.images))),
-        taps=tuple(sorted(set(seen_taps) | set(known.taps))),
+        taps=tuple(sorted({*seen_taps, *(known.taps if released else ())})),
         ranges=ranges,
         # One that was unplugged counts until the guard looks anew: it would be QEMU's word alone.
         devices=tuple(sorted({*devices, *foreign, *known.devices})),
@@ -191,6 +193,11 @@ class Vm:
         while not self.connected:
             self.reconnected.clear()
             await self.reconnected.wait()
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is being done with it."""
+        return self.work is None or self.work.done()
 
     async def status(self, monitor: Monitor | None = None) -> str:
         """QEMU's own run state. MonitorError."""

@@ -26,7 +26,7 @@ from hwerr_notify.guard.process import Look, Process
 from hwerr_notify.guard.seal import Sealer
 from hwerr_notify.guard.steps import Asked, Steps
 from hwerr_notify.guard.store import Incident, Step, Store
-from hwerr_notify.guard.vm import Machine, Vm, _look_at_host
+from hwerr_notify.guard.vm import Machine, Vm, _look_at_host, look
 
 TREE = """\
 FlatView #0
@@ -309,7 +309,7 @@ def test_a_release_is_saved_before_its_monitor_goes(tmp_path: Path, stays: bool)
 
         steps.store.save = saved  # type: ignore[assignment,method-assign]
         steps._seal = sealed  # type: ignore[assignment,method-assign]
-        steps._released = lambda vm, detached: None  # type: ignore[method-assign]
+        steps._released = lambda *_: None  # type: ignore[method-assign]
         done = await steps.freeze(vm, incident_of(vm))
         assert done.state == steps.store.load("i").state == "frozen"
         assert (order.index("seal") < order.index("saved release")) == stays
@@ -328,7 +328,7 @@ def test_a_look_that_comes_back_late_makes_nothing_frozen(tmp_path: Path) -> Non
         steps.policy.limits["seal"] = 0.1
         hangs, back = threading.Event(), threading.Event()
 
-        def released(_vm: Vm, _detached: bool) -> None:
+        def released(*_: Any) -> None:
             hangs.wait(60)
 
         save = steps.store.save
@@ -515,9 +515,8 @@ def test_what_fails_on_the_host_spares_nothing_of_qemu_and_is_told(tmp_path: Pat
             blockdev_del=Refused("GenericError", "in use"),
             query_named_block_nodes=({"node-name": "n0", "drv": "file", "file": "/nosuch/image"},),
         )
-        vm, steps, incident = await to_the_release(
-            tmp_path, qemu, taps=("tap0 in net:[1]",), devices=("vhost-scsi s0",)
-        )
+        vm, steps, incident = await to_the_release(tmp_path, qemu, devices=("vhost-scsi s0",))
+        incident.steps["record"].facts["machine"]["taps"] = ["tap0 in net:[1]"]
         with pytest.raises(Fault) as failed:
             await steps._release(vm, incident, 1)
         assert "blockdev-set-active" in qemu.asked
@@ -541,6 +540,9 @@ def test_of_a_guest_that_was_never_looked_at_nothing_is_taken_for_known() -> Non
 def test_a_look_at_images_that_failed_keeps_nobody_from_the_seal() -> None:
     class Lsm:
         sealed: tuple[Any, ...] = ()
+
+        def renewed(self) -> Any:
+            return self
 
         def seal(self, *what: Any) -> None:
             self.sealed = what
@@ -608,3 +610,50 @@ def test_commands_given_together_go_out_in_one_piece(tmp_path: Path) -> None:
         assert len(pieces) == 1
 
     asyncio.run(main())
+
+
+# -- what may run, or be used, elsewhere -----------------------------------------
+
+
+def test_a_tap_that_it_has_no_more_is_another_ones() -> None:
+    """Unless the guard itself may have taken it."""
+    process = Process.open(os.getpid())
+    known = Machine(tids=(1,), taps=("tap1",), ranges=KNOWN)
+
+    async def taps(released: bool) -> tuple[str, ...]:
+        qemu: Any = Answers(a_guest())
+        machine = await look(qemu, process, known, placed=True, taps=["tap0"], released=released)
+        return machine.taps
+
+    assert asyncio.run(taps(False)) == ("tap0",)
+    assert asyncio.run(taps(True)) == ("tap0", "tap1")
+    process.close()
+
+
+def test_a_guest_that_has_migrated_is_not_frozen(tmp_path: Path) -> None:
+    async def main() -> None:
+        vm, steps = guest_of(tmp_path, a_guest(query_status={"status": "postmigrate"}), kvm=True)
+        detached(steps)
+        done = await steps.freeze(vm, incident_of(vm))
+        assert done.state == "failed"
+        assert "its guest has migrated" in done.steps["record"].detail
+        vm.process.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("ends", ["cancelled", "failed", "completed", "postcopy-paused"])
+def test_a_migration_is_over_before_anything_is_released(ends: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """QEMU ends it when it has time to, and perhaps it comes to its end."""
+    monkeypatch.setattr(disks, "_END_WITHIN", 0.2)
+    said = [{"status": "active"}, {"status": "cancelling"}, *[{"status": ends}] * 100]
+    node = {"node-name": "n0", "drv": "file", "file": "/nosuch/image"}
+    nodes = [(node,), (node,), (), ()]
+    monitor: Any = Answers(a_guest(query_migrate=said, query_named_block_nodes=nodes))
+    release = disks.release(monitor, frozenset(), poisoned=False)
+    if ends in ("cancelled", "failed"):
+        assert asyncio.run(release).detached
+    else:
+        with pytest.raises(Fault, match=f"may run elsewhere \\({ends}\\)"):
+            asyncio.run(release)
+    assert monitor.qemu.asked.count("migrate_cancel") == 1

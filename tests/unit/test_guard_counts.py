@@ -172,6 +172,6 @@ def test_a_tap_whose_master_stays_is_down_all_the_same(monkeypatch: pytest.Monke
             with pytest.raises(Fault, match="tap0: Operation not permitted"):
                 net.release_taps(["tap0", "tap1"], os.getpid())
         else:
-            assert net.release_taps(["tap0", "tap1"], os.getpid()) == ["tap0", "tap1"]
+            assert list(net.release_taps(["tap0", "tap1"], os.getpid())) == ["tap0", "tap1"]
         assert links.up == {"tap0": False, "tap1": False}
         assert links.mastered == {"tap0": True, "tap1": False}

@@ -99,6 +99,28 @@ def test_a_device_whose_other_half_is_another_program(qemu: str, name: str | Non
         run(qemu, tmp_path, options, job)
 
 
+@pytest.mark.parametrize("qemu", QEMUS)
+@pytest.mark.parametrize("kind", ["nvdimm", "virtio-pmem"])
+def test_memory_that_is_a_file_of_others_too(qemu: str, kind: str, tmp_path: Path) -> None:
+    """What the guest wrote there may reach the file whenever the kernel likes."""
+    file = image(tmp_path, "pmem", "raw")
+    os.truncate(file, 16 << 20)
+    device = "nvdimm" if kind == "nvdimm" else "virtio-pmem-pci"
+    options = [
+        "-machine", "nvdimm=on", "-m", "16M,slots=2,maxmem=1G",
+        "-object", f"memory-backend-file,id=m0,share=on,mem-path={file},size=16M",
+        "-device", f"{device},memdev=m0,id=p0",
+    ]  # fmt: skip
+
+    async def job(monitor: Refuses, process: Process) -> None:
+        machine = await look(monitor, process)
+        assert machine.devices == (f"{kind} p0",)
+        with pytest.raises(Fault, match=f"^{kind} p0: not released by this version$"):
+            await release(tmp_path, monitor, process, machine)
+
+    run(qemu, tmp_path, options, job)
+
+
 def test_what_the_kernel_serves_is_seen_without_qemu(tmp_path: Path) -> None:
     """By the files that it has open, but for what goes with the network, and a vsock."""
     (child := subprocess.Popen(["sleep", "1000"])).poll()

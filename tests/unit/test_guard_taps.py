@@ -11,6 +11,7 @@ import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ import pytest
 from hwerr_notify.guard import net, netns
 from hwerr_notify.guard.errors import Fault
 from hwerr_notify.guard.process import Process, Tap
+from hwerr_notify.guard.steps import Steps
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or not Path("/dev/net/tun").exists(), reason="makes network interfaces: needs root"
@@ -86,15 +88,19 @@ def test_it_is_taken_down_there_and_the_namesake_here_is_not() -> None:
     with holding(*names) as other:
         pid = other.process.pid
         taps = other.process.taps()
-        assert net.tap_states(taps, pid) == {tap: {"up": True, "bridged": False} for tap in taps}
+        states = net.tap_states(taps, pid)
+        index = {tap: state.pop("index") for tap, state in states.items()}
+        assert states == {tap: {"up": True, "bridged": False} for tap in taps}
         assert "UP" in other.links()[names[0]]
-        assert sorted(net.release_taps(taps, pid)) == taps
-        assert net.tap_states(taps, pid) == {tap: {"up": False, "bridged": False} for tap in taps}
+        assert net.release_taps(taps, pid) == index
+        assert net.tap_states(taps, pid) == {
+            tap: {"up": False, "bridged": False, "index": index[tap]} for tap in taps
+        }
         for name in names:
             assert "UP" not in other.links("close")[name]
         # Again, when it does not hold them any more.
         assert other.process.taps() == []
-        assert sorted(net.release_taps(taps, pid)) == taps
+        assert net.release_taps(taps, pid) == index
     assert subprocess.run(["ip", "-j", "link"], check=True, capture_output=True).stdout == before
 
 
@@ -112,3 +118,17 @@ def test_one_that_fails_does_not_spare_the_others() -> None:
         with pytest.raises(Fault, match=r"^tap tap9: no process"):
             net.release_taps(taps, other.process.pid)
         assert "UP" not in other.links()["tap0"]
+
+
+def test_another_ones_of_the_same_name_is_left_alone() -> None:
+    """A tap that is not persistent goes with its last user, and its name is free."""
+    with holding("tap0") as other:
+        (tap,) = other.process.taps()
+        (state,) = net.tap_states([tap], other.process.pid).values()
+        vm: Any = SimpleNamespace(machine=SimpleNamespace(taps=(tap,)), process=other.process)
+        seen: Any = SimpleNamespace(taps=())
+        Steps._network_is_gone(vm, seen, {})
+        Steps._network_is_gone(vm, seen, {tap: state["index"] + 1})
+        for links in (None, {tap: state["index"]}):
+            with pytest.raises(Fault, match=r"^tap0 in net:.* is up again"):
+                Steps._network_is_gone(vm, seen, links)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import shutil
@@ -22,9 +23,12 @@ from testbed.wait import until
 
 from hwerr_notify import bpf
 from hwerr_notify.bpf import PIN_DIR, Seal, start_of
+from hwerr_notify.guard.process import Process
+from hwerr_notify.guard.seal import Sealer
 
 KVM_RUN = 0xAE80
 MEM = 16 << 20
+LIMIT = 60.0
 
 
 @pytest.fixture
@@ -103,6 +107,61 @@ def test_sealed_guest_never_runs_again(seal: Seal, tmp_path: Path) -> None:
         guest.qmp.execute("system_reset")
         guest.qmp.execute("cont")
         assert counts(guest)
+
+
+@pytest.mark.amd
+def test_a_guard_whose_pins_are_gone_seals_all_the_same(seal: Seal) -> None:
+    """It sees that what it has open is in force no more, and whom it had sealed is sealed again."""
+    sealer = Sealer()
+    sealer.open()
+    with counting("before") as before, counting("after") as after:
+        for guest in (before, after):
+            assert guest.qmp is not None
+            guest.qmp.execute("stop")
+        stays = [guest.counter() for guest in (before, after)]
+        first, second = Process.open(before.pid), Process.open(after.pid)
+        try:
+            sealed = asyncio.run(sealer.seal(first, kvm=True, whole=False, limit=LIMIT))
+            assert not sealed.weaker
+            assert sealer.holds(first, {})
+            for pin in (*PIN_DIR.glob("hwerr_seal_*"), PIN_DIR / "hwerr_seals", PIN_DIR / "hwerr_kept_out"):
+                pin.unlink()
+            assert not sealer.holds(first, {})
+            sealed = asyncio.run(sealer.seal(second, kvm=True, whole=False, limit=LIMIT))
+            assert not sealed.weaker
+            for guest, process, still in zip((before, after), (first, second), stays, strict=True):
+                assert sealer.holds(process, {})
+                tries_to_run(guest)
+                assert guest.status() == "internal-error"
+                assert guest.counter() == still
+                assert sealer.refusals(process)
+        finally:
+            for process in (first, second):
+                sealer.release(process)
+                process.close()
+            sealer.close()
+
+
+@pytest.mark.amd
+def test_where_a_disk_is_not_found_nobody_may_name_it_otherwise(seal: Seal) -> None:
+    """QEMU opens it by whatever name it is told: then it is told nothing more."""
+    sealer = Sealer()
+    sealer.open()
+    with counting("renamed") as guest:
+        assert guest.qmp is not None
+        guest.qmp.execute("stop")
+        process = Process.open(guest.pid)
+        try:
+            gone = ["nosuch/disk.img"]
+            sealed = asyncio.run(sealer.seal(process, kvm=True, whole=False, limit=LIMIT, images=gone))
+            assert (sealed.weaker, sealed.process) == (False, True)
+            assert "but for nosuch/disk.img" in sealed.how
+            assert sealer.freezer.frozen(process)
+        finally:
+            sealer.freezer.thaw(process)
+            sealer.release(process)
+            process.close()
+            sealer.close()
 
 
 @pytest.mark.amd
