@@ -57,6 +57,10 @@ class Freezer:
     def _home(process: Process) -> Path:
         return _CGROUPS / "hwerr-guard" / f"{process.pid}-{process.start_ticks}"
 
+    def has(self, process: Process) -> bool:
+        """Whether it was ever given a cgroup of ours."""
+        return self._home(process).exists()
+
     def frozen(self, process: Process) -> bool:
         """Whether it is in its cgroup of ours and that is frozen."""
         home = self._home(process)

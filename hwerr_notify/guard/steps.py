@@ -421,8 +421,9 @@ class Steps:
             return Step("done", began, time.time_ns(), "frozen already, with its process")
         if not incident.done("release"):
             # An earlier try may have had no other seal, and what is to be released must answer. Its vCPUs
-            # must not: a `cont` may wait for it in a socket.
-            self.kernel.stop(vm.process)
+            # must not run: a `cont` may wait for it in a socket.
+            if self.sealer.freezer.has(vm.process):
+                self.kernel.stop(vm.process)
             self.sealer.freezer.thaw(vm.process)
         # Again, if it was stopped already: somebody may have let it go on since.
         stopped = self.kernel.stop(vm.process)

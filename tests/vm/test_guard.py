@@ -812,7 +812,6 @@ def reaches_the_tap(bridge: str) -> bool:
     return False
 
 
-# Has not been seen to its end in a VM.
 @pytest.mark.long
 @pytest.mark.parametrize("vhost", [False, True])
 def test_the_tap_is_down_and_off_its_bridge(home: Path, bridge: str, vhost: bool) -> None:

@@ -389,7 +389,6 @@ def test_somebody_lets_it_go_on_before_the_seal(bench: Bench) -> None:
     assert not held(bench)
 
 
-# Has not been seen to its end in a VM.
 @pytest.mark.long
 def test_without_bpf(bench: Bench) -> None:
     """The process as a whole is frozen by its cgroup, and this is said to be weaker."""
