@@ -361,11 +361,13 @@ _SIZES = {_MAP: (_KEY_SIZE, _SEAL_SIZE), _KEPT_OUT: (16, 8)}
 _DEVICES, _SOCKETS = 0, 1
 
 
-def _status(path: Path) -> os.stat_result | None:
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Which file it is; None if there is none."""
     try:
-        return path.stat()
+        status = path.stat()
     except OSError:
         return None
+    return status.st_dev, status.st_ino
 
 
 def start_of(tgid: int) -> int:
@@ -429,7 +431,7 @@ class SealState:
 class Seal:
     """The seal as it is in the kernel. A context manager; closing it unseals nobody."""
 
-    def __init__(self, seals: Map, kept_out: Map, pins: dict[Path, os.stat_result | None]) -> None:
+    def __init__(self, seals: Map, kept_out: Map, pins: dict[Path, tuple[int, int] | None]) -> None:
         """Use `load()` or `open_pinned()`."""
         self._map = seals
         self._kept_out = kept_out
@@ -506,7 +508,7 @@ class Seal:
         _library()
         if not (pin_dir / next(iter(_PROGRAMS))).exists():
             raise FileNotFoundError(errno.ENOENT, "the seal is not loaded", str(pin_dir))
-        pins = {pin_dir / name: _status(pin_dir / name) for name in (*_PROGRAMS, *_SIZES)}
+        pins = {pin_dir / name: _identity(pin_dir / name) for name in (*_PROGRAMS, *_SIZES)}
         seals = cls._open_map(pin_dir, _MAP)
         try:
             seal = cls(seals, cls._open_map(pin_dir, _KEPT_OUT), pins)
@@ -534,11 +536,7 @@ class Seal:
 
     def in_force(self) -> bool:
         """Whether all that was pinned when this was opened still is: with its pin a program goes, too."""
-        for path, before in self._pins.items():
-            now = _status(path)
-            if (now is None) != (before is None) or (now and before and not os.path.samestat(now, before)):
-                return False
-        return True
+        return all(_identity(path) == before for path, before in self._pins.items())
 
     def renewed(self) -> Seal:
         """This one, if it is in force; else one that is, with all that was sealed here. BpfError as `load()`.

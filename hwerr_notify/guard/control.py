@@ -153,9 +153,11 @@ class Control:
         if incident is None or incident.state not in ("frozen", "failed"):
             raise GuardError(f"{name} is {guard.state(vm)}: only a frozen VM can be dumped")
         before = incident.steps.get("keep")
-        while (step := guard.incidents[incident.id].steps.get("keep")) is before or not vm.idle:
+        while True:
             # What is being done for its incident may be a dump, or the cluster is being told.
             if vm.work is None or vm.work.done():
+                if (step := guard.incidents[incident.id].steps.get("keep")) is not before:
+                    break
                 vm.work = guard.spawn(guard.dump(vm))
             done, _ = await asyncio.wait([vm.work], timeout=0.5)
             if not done and vm.progress:

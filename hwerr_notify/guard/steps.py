@@ -419,11 +419,10 @@ class Steps:
             # The weaker seal of an earlier run: nothing in it runs, and its monitor says nothing.
             self.kernel.stop(vm.process)
             return Step("done", began, time.time_ns(), "frozen already, with its process")
-        if not incident.done("release"):
+        if not incident.done("release") and self.sealer.freezer.has(vm.process):
             # An earlier try may have had no other seal, and what is to be released must answer. Its vCPUs
             # must not run: a `cont` may wait for it in a socket.
-            if self.sealer.freezer.has(vm.process):
-                self.kernel.stop(vm.process)
+            self.kernel.stop(vm.process)
             self.sealer.freezer.thaw(vm.process)
         # Again, if it was stopped already: somebody may have let it go on since.
         stopped = self.kernel.stop(vm.process)

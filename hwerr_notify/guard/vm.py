@@ -194,11 +194,6 @@ class Vm:
             self.reconnected.clear()
             await self.reconnected.wait()
 
-    @property
-    def idle(self) -> bool:
-        """Nothing is being done with it."""
-        return self.work is None or self.work.done()
-
     async def status(self, monitor: Monitor | None = None) -> str:
         """QEMU's own run state. MonitorError."""
         return await run_state(monitor or self.need_monitor())
